@@ -1,0 +1,1 @@
+"""Scores, one per query and metric; their means, intervals and counts."""

@@ -1,0 +1,89 @@
+"""One call from a run to answers, whatever the generator."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ragbench.collection.schema import Collection, Query, passages
+from ragbench.errors import RagbenchError
+from ragbench.generation import endpoint
+from ragbench.generation.answers import Answer, make_answer
+from ragbench.generation.prompts import INSTRUCTION, build_prompt
+from ragbench.retrieval.runs import Run, top
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Everything that decides how a question is answered from its passages.
+
+    Attributes:
+        backend: ``local`` (transformers on this machine) or ``endpoint`` (an OpenAI-compatible server).
+        model, revision: see `ragbench.models`; for an endpoint the name that the server knows.
+        endpoint: base URL of the server.
+        contexts: passages shown for a question.
+        max_context_tokens: what exceeds it is cut from the last passage.
+        max_new_tokens: length limit of an answer.
+        instruction: the system message.
+        device, dtype: for the local backend.
+        concurrency: open requests to the server.
+    """
+
+    backend: Literal["local", "endpoint"] = "local"
+    model: str = "SmolLM2-135M-Instruct"
+    revision: str = ""
+    endpoint: str = ""
+    contexts: int = 3
+    max_context_tokens: int = 768
+    max_new_tokens: int = 64
+    instruction: str = INSTRUCTION
+    device: str = "auto"
+    dtype: str = "auto"
+    concurrency: int = 8
+
+
+def answer_run(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Answer]:
+    """Answer every query from the best passages that `run` has for it.
+
+    Raises:
+        RagbenchError: the generator cannot be had, or the prompts do not fit it.
+    """
+    if generator.backend == "local":
+        # Importing transformers takes seconds, which an endpoint's user need not spend.
+        from ragbench.generation import local
+
+        count_tokens = local.token_counter(generator.model, generator.revision)
+    elif generator.backend == "endpoint":
+        count_tokens = endpoint.count_tokens
+    else:
+        raise RagbenchError(f"generator_backend '{generator.backend}' is unknown; use local or endpoint.")
+    shown = {query.id: top(run, query.id, generator.contexts) for query in queries}
+    known = passages(collection, (passage_id for ids in shown.values() for passage_id in ids))
+    prompts = [
+        build_prompt(
+            query.id,
+            query.text,
+            [known[passage_id] for passage_id in shown[query.id]],
+            count_tokens=count_tokens,
+            max_context_tokens=generator.max_context_tokens,
+            instruction=generator.instruction,
+        )
+        for query in queries
+    ]
+    conversations = [prompt.messages for prompt in prompts]
+    if generator.backend == "local":
+        completions = local.complete(
+            conversations,
+            model=generator.model,
+            revision=generator.revision,
+            max_new_tokens=generator.max_new_tokens,
+            device=generator.device,
+            dtype=generator.dtype,
+        )
+    else:
+        completions = endpoint.complete(
+            conversations,
+            model=generator.model,
+            base_url=generator.endpoint,
+            max_new_tokens=generator.max_new_tokens,
+            concurrency=generator.concurrency,
+        )
+    return [make_answer(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]

@@ -1,0 +1,79 @@
+"""The prompt: an instruction, the passages with their ids, the question, in the model's own chat template."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ragbench.collection.schema import Passage
+
+REFUSAL = "The documents do not say. [none]"
+INSTRUCTION = (
+    "Answer the question from the passages below, in one or two sentences. End with the id of the passage that you "
+    f'used in square brackets. If the passages do not hold the answer, reply: "{REFUSAL}"'
+)
+
+Message = dict[str, str]
+TokenCount = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the generator is shown for one query.
+
+    Attributes:
+        query_id: the query.
+        messages: system and user message.
+        context_ids: the passages shown, whole or in part, best first.
+        cut_ids: the passages that the length limit shortened or left out.
+    """
+
+    query_id: str
+    messages: tuple[Message, ...]
+    context_ids: tuple[str, ...]
+    cut_ids: tuple[str, ...]
+
+
+def build_prompt(
+    query_id: str,
+    question: str,
+    passages: Sequence[Passage],
+    *,
+    count_tokens: TokenCount,
+    max_context_tokens: int,
+    instruction: str = INSTRUCTION,
+) -> Prompt:
+    """Number the passages, name each by its id, and cut from the last one what exceeds `max_context_tokens`.
+
+    The first passages are shown whole as long as they fit; the one that does not fit is cut at a word and those after
+    it are left out. A passage of which fewer than eight words would remain is left out whole.
+    """
+    shown: list[str] = []
+    used = whole = 0
+    for number, passage in enumerate(passages, start=1):
+        head = f"{number}. [{passage.id}] "
+        block = head + passage.full_text
+        tokens = count_tokens(block + "\n\n")
+        if used + tokens > max_context_tokens:
+            words = _words_that_fit(head, passage.full_text, max_context_tokens - used, count_tokens)
+            if words:
+                shown.append(head + words)
+            break
+        shown.append(block)
+        used += tokens
+        whole += 1
+    context = "\n\n".join(shown)
+    user = f"{context}\n\nQuestion: {question}" if shown else f"Question: {question}"
+    messages = ({"role": "system", "content": instruction}, {"role": "user", "content": user})
+    ids = [passage.id for passage in passages]
+    return Prompt(query_id, messages, tuple(ids[: len(shown)]), tuple(ids[whole:]))
+
+
+def _words_that_fit(head: str, text: str, budget: int, count_tokens: TokenCount) -> str:
+    words = text.split(" ")
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count_tokens(head + " ".join(words[:middle]) + " …\n\n") <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return " ".join(words[:low]) + " …" if low >= 8 else ""

@@ -1,0 +1,1 @@
+"""From queries to runs: dense encoding with FAISS, BM25, and their fusion."""

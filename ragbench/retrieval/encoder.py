@@ -1,0 +1,144 @@
+"""Dense encoding: any Sentence-Transformers model, sorted batches, and a cache that outlives crashes.
+
+An embedding is cached under a hash of the model's weights, the settings and the text, so a fine-tuned checkpoint can
+never read the base model's vectors, and only new passages are ever encoded.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from tqdm.auto import tqdm
+
+from ragbench import cache
+from ragbench.devices import choose_device, choose_dtype
+from ragbench.files import sha256_text
+from ragbench.models import model_hash, resolve_model
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+CACHE = "embeddings"
+_LOOKUP = 8192
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A bi-encoder that is ready to use; its weights are loaded only when something is not in the cache.
+
+    Attributes:
+        folder: the verified local model.
+        max_tokens: longer texts are cut here.
+        device, dtype: where and in which precision to compute.
+        batch_size: texts a forward pass.
+        key: hash of everything but the text that an embedding depends on.
+    """
+
+    folder: Path
+    max_tokens: int
+    device: str
+    dtype: torch.dtype
+    batch_size: int
+    key: str
+
+
+def open_encoder(
+    model: str,
+    *,
+    revision: str = "",
+    max_tokens: int = 256,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 64,
+) -> Encoder:
+    """Resolve a model name (see `ragbench.models`) to an `Encoder`.
+
+    Raises:
+        RagbenchError: the model or the device is not to be had.
+    """
+    folder = resolve_model(model, revision)
+    where = choose_device(device)
+    precision = choose_dtype(where, dtype)
+    key = sha256_text(model_hash(folder), str(max_tokens), str(precision), where.split(":")[0])
+    return Encoder(folder, max_tokens, where, precision, batch_size, key)
+
+
+def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Literal["query", "passage"]) -> np.ndarray:
+    """Return unit-length embeddings, float32 of shape (texts, dimensions).
+
+    Texts that the cache lacks are encoded longest first, each finished batch put into the cache at once; a killed run
+    therefore repeats at most one batch, and its other batches are the same as in an undisturbed run.
+    """
+    texts = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, type=pa.string())])
+    distinct = pc.dictionary_encode(texts).combine_chunks()
+    keys = _keys(encoder, distinct.dictionary, kind)
+    missing = np.flatnonzero(~_present(keys))
+    lengths = pc.utf8_length(distinct.dictionary).to_numpy()
+    order = missing[np.argsort(-lengths[missing], kind="stable")]
+    with tqdm(total=len(order), desc=f"encoding {kind}s", unit="text", disable=not len(order)) as bar:
+        for start in range(0, len(order), encoder.batch_size):
+            rows = pa.array(order[start : start + encoder.batch_size])
+            vectors = _forward(encoder, distinct.dictionary.take(rows).to_pylist(), kind)
+            batch_keys = keys.take(rows).to_pylist()
+            cache.put(CACHE, {key: vector.tobytes() for key, vector in zip(batch_keys, vectors, strict=True)})
+            bar.update(len(rows))
+    vectors = _read(keys)
+    rows = distinct.indices.to_numpy()
+    return vectors if len(rows) == len(vectors) else vectors[rows]
+
+
+def _keys(encoder: Encoder, texts: pa.StringArray, kind: str) -> pa.StringArray:
+    def chunks() -> Iterator[pa.Array]:
+        for start in range(0, len(texts), _LOOKUP):
+            part = texts.slice(start, _LOOKUP).to_pylist()
+            yield pa.array([sha256_text(encoder.key, kind, text) for text in part], type=pa.string())
+
+    return pa.chunked_array(chunks(), type=pa.string()).combine_chunks()
+
+
+def _present(keys: pa.StringArray) -> np.ndarray:
+    present = np.zeros(len(keys), dtype=bool)
+    for start in range(0, len(keys), _LOOKUP):
+        part = keys.slice(start, _LOOKUP).to_pylist()
+        there = cache.contains(CACHE, part)
+        present[start : start + len(part)] = [key in there for key in part]
+    return present
+
+
+def _read(keys: pa.StringArray) -> np.ndarray:
+    vectors = np.empty((0, 0), dtype=np.float32)
+    for start in range(0, len(keys), _LOOKUP):
+        part = keys.slice(start, _LOOKUP).to_pylist()
+        rows = {key: start + offset for offset, key in enumerate(part)}
+        for key, value in cache.get(CACHE, part):
+            vector = np.frombuffer(value, dtype=np.float32)
+            if not vectors.size:
+                vectors = np.empty((len(keys), len(vector)), dtype=np.float32)
+            vectors[rows[key]] = vector
+    return vectors
+
+
+def _forward(encoder: Encoder, texts: list[str], kind: str) -> np.ndarray:
+    model = load_sentence_transformer(encoder.folder, encoder.max_tokens, encoder.device, encoder.dtype)
+    forward = model.encode_query if kind == "query" else model.encode_document
+    with torch.inference_mode():
+        vectors = forward(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+    # Normalised in float32: a bfloat16 norm is off by up to half a percent.
+    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+
+
+@lru_cache(maxsize=2)
+def load_sentence_transformer(folder: Path, max_tokens: int, device: str, dtype: torch.dtype) -> "SentenceTransformer":
+    """Load a bi-encoder for inference; the last two stay in memory."""
+    # Importing takes seconds, which a run that finds everything in the cache need not spend.
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device=device, model_kwargs={"dtype": dtype}, local_files_only=True)
+    model.max_seq_length = max_tokens
+    return model.eval()
