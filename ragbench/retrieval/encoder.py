@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CACHE = "embeddings"
+NOUNS = {"query": "queries", "passage": "passages"}
 _LOOKUP = 8192
 
 
@@ -36,7 +37,7 @@ class Encoder:
         folder: the verified local model.
         max_tokens: longer texts are cut here.
         device, dtype: where and in which precision to compute.
-        batch_size: texts a forward pass.
+        batch_tokens: padded tokens a forward pass.
         key: hash of everything but the text that an embedding depends on.
     """
 
@@ -44,7 +45,7 @@ class Encoder:
     max_tokens: int
     device: str
     dtype: torch.dtype
-    batch_size: int
+    batch_tokens: int
     key: str
 
 
@@ -55,7 +56,7 @@ def open_encoder(
     max_tokens: int = 256,
     device: str = "auto",
     dtype: str = "auto",
-    batch_size: int = 64,
+    batch_tokens: int = 4096,
 ) -> Encoder:
     """Resolve a model name (see `ragbench.models`) to an `Encoder`.
 
@@ -66,24 +67,22 @@ def open_encoder(
     where = choose_device(device)
     precision = choose_dtype(where, dtype)
     key = sha256_text(model_hash(folder), str(max_tokens), str(precision), where.split(":")[0])
-    return Encoder(folder, max_tokens, where, precision, batch_size, key)
+    return Encoder(folder, max_tokens, where, precision, batch_tokens, key)
 
 
 def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Literal["query", "passage"]) -> np.ndarray:
     """Return unit-length embeddings, float32 of shape (texts, dimensions).
 
-    Texts that the cache lacks are encoded longest first, each finished batch put into the cache at once; a killed run
-    therefore repeats at most one batch, and its other batches are the same as in an undisturbed run.
+    Each finished batch goes into the cache at once. A killed run therefore repeats at most one batch, and because the
+    batches are taken in order, those that were left are the same as in an undisturbed run.
     """
     texts = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, type=pa.string())])
     distinct = pc.dictionary_encode(texts).combine_chunks()
     keys = _keys(encoder, distinct.dictionary, kind)
     missing = np.flatnonzero(~_present(keys))
-    lengths = pc.utf8_length(distinct.dictionary).to_numpy()
-    order = missing[np.argsort(-lengths[missing], kind="stable")]
-    with tqdm(total=len(order), desc=f"encoding {kind}s", unit="text", disable=not len(order)) as bar:
-        for start in range(0, len(order), encoder.batch_size):
-            rows = pa.array(order[start : start + encoder.batch_size])
+    with tqdm(total=len(missing), desc=f"encoding {NOUNS[kind]}", unit="text", disable=not len(missing)) as bar:
+        for batch in _batches(encoder, distinct.dictionary, missing):
+            rows = pa.array(batch)
             vectors = _forward(encoder, distinct.dictionary.take(rows).to_pylist(), kind)
             batch_keys = keys.take(rows).to_pylist()
             cache.put(CACHE, {key: vector.tobytes() for key, vector in zip(batch_keys, vectors, strict=True)})
@@ -91,6 +90,30 @@ def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Liter
     vectors = _read(keys)
     rows = distinct.indices.to_numpy()
     return vectors if len(rows) == len(vectors) else vectors[rows]
+
+
+def _batches(encoder: Encoder, texts: pa.StringArray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut `rows` into batches of about `batch_tokens` padded tokens, those with the longest texts first.
+
+    Sorting by tokens rather than characters leaves hardly any padding, and batches of a few thousand tokens keep the
+    activations in the processor's cache.
+    """
+    lengths = _token_counts(encoder, texts, rows)
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        size = max(1, encoder.batch_tokens // int(lengths[order[0]]))
+        yield rows[order[:size]]
+        order = order[size:]
+
+
+def _token_counts(encoder: Encoder, texts: pa.StringArray, rows: np.ndarray) -> np.ndarray:
+    counts = np.ones(len(rows), dtype=np.int64)
+    for start in range(0, len(rows), _LOOKUP):
+        part = texts.take(pa.array(rows[start : start + _LOOKUP])).to_pylist()
+        tokenizer = _sentence_transformer(encoder).tokenizer
+        tokens = tokenizer(part, truncation=True, max_length=encoder.max_tokens)["input_ids"]
+        counts[start : start + len(part)] = [max(1, len(ids)) for ids in tokens]
+    return counts
 
 
 def _keys(encoder: Encoder, texts: pa.StringArray, kind: str) -> pa.StringArray:
@@ -125,12 +148,16 @@ def _read(keys: pa.StringArray) -> np.ndarray:
 
 
 def _forward(encoder: Encoder, texts: list[str], kind: str) -> np.ndarray:
-    model = load_sentence_transformer(encoder.folder, encoder.max_tokens, encoder.device, encoder.dtype)
+    model = _sentence_transformer(encoder)
     forward = model.encode_query if kind == "query" else model.encode_document
     with torch.inference_mode():
         vectors = forward(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
     # Normalised in float32: a bfloat16 norm is off by up to half a percent.
     return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
+
+
+def _sentence_transformer(encoder: Encoder) -> "SentenceTransformer":
+    return load_sentence_transformer(encoder.folder, encoder.max_tokens, encoder.device, encoder.dtype)
 
 
 @lru_cache(maxsize=2)
