@@ -89,7 +89,9 @@ def clear(name: str | None = None) -> int:
     """
     present = sizes()
     if name is not None and name not in present:
-        raise RagbenchError(f"There is no cache '{name}' in {cache_folder()}; there are: {', '.join(present) or 'none'}.")
+        raise RagbenchError(
+            f"There is no cache '{name}' in {cache_folder()}; there are: {', '.join(present) or 'none'}."
+        )
     chosen = [name] if name is not None else list(present)
     for part in chosen:
         shutil.rmtree(cache_folder() / part, ignore_errors=True)

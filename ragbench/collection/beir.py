@@ -59,7 +59,11 @@ def write_collection(collection: Collection, folder: Path) -> None:
             file.write(json.dumps(_query_record(query, split_of.get(query.id)), ensure_ascii=False) + "\n")
     for split, qrels in collection.qrels.items():
         lines = ["\t".join(QRELS_HEADER)]
-        lines += [f"{query_id}\t{passage_id}\t{score}" for query_id, gold in qrels.items() for passage_id, score in gold.items()]
+        lines += [
+            f"{query_id}\t{passage_id}\t{score}"
+            for query_id, gold in qrels.items()
+            for passage_id, score in gold.items()
+        ]
         with atomic_path(folder / "qrels" / f"{split}.tsv") as path:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -108,7 +112,9 @@ def _string(record: dict[str, Any], key: str, where: str, default: str | None = 
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RagbenchError(f"{where}: the field '{key}' holds half of a surrogate pair, which is no character.") from error
+        raise RagbenchError(
+            f"{where}: the field '{key}' holds half of a surrogate pair, which is no character."
+        ) from error
     return value
 
 
@@ -182,7 +188,9 @@ def _read_qrels(folder: Path, queries: dict[str, Query]) -> dict[str, Qrels]:
             qrels[query.split].setdefault(query.id, {})
     for split, judged in qrels.items():
         if not judged:
-            raise RagbenchError(f"{folder / 'qrels' / split}.tsv: the split has no queries. Fill the file or delete it.")
+            raise RagbenchError(
+                f"{folder / 'qrels' / split}.tsv: the split has no queries. Fill the file or delete it."
+            )
     return qrels
 
 
@@ -230,7 +238,9 @@ def _check_corpus_ids(collection: Collection, folder: Path) -> None:
 
 def _check_gold(collection: Collection, folder: Path) -> None:
     """Every passage named by qrels or by a query's needs is in the corpus, and the needs are among the gold."""
-    wanted = sorted({passage_id for qrels in collection.qrels.values() for gold in qrels.values() for passage_id in gold})
+    wanted = sorted(
+        {passage_id for qrels in collection.qrels.values() for gold in qrels.values() for passage_id in gold}
+    )
     found = pc.is_in(pa.array(wanted, type=pa.string()), value_set=corpus_ids(collection)).to_pylist()
     missing = {passage_id for passage_id, present in zip(wanted, found, strict=True) if not present}
     if missing:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from ragbench.collection.pydocs import Passage, build_passages
+from ragbench.collection.pydocs import Passage, read_passages
 from ragbench.collection.schema import UNANSWERABLE, Collection, Qrels, Query, corpus_from_rows
 
 NAME = "pydocs"
@@ -41,7 +41,7 @@ def questions_without_gold() -> list[str]:
 
 
 def _build() -> tuple[Collection, list[str]]:
-    built = build_passages()
+    built = read_passages()
     by_name: dict[str, list[Passage]] = {}
     for passage in built:
         for name in passage.names:
@@ -87,4 +87,6 @@ def _query(question: _Question, groups: list[tuple[str, ...]], split: str) -> Qu
         # The piece of a long text that holds the quote can differ between versions; the citation names it.
         answer = answer.replace(f"[{group[0][0]}]", f"[{ids[0]}]")
     needs = tuple(groups)
-    return Query(question.id, question.text, answer, question.tags, needs, split if UNANSWERABLE in question.tags else None)
+    return Query(
+        question.id, question.text, answer, question.tags, needs, split if UNANSWERABLE in question.tags else None
+    )

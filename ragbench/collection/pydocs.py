@@ -5,12 +5,18 @@ Docstrings of the standard library's public modules, classes, functions and meth
 than `MAX_CHARS` are cut on paragraph edges. The result is the same on every machine for one Python version.
 """
 
+import dataclasses
 import importlib
 import inspect
+import json
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from ragbench.collection.pydocs_modules import GATHERED_TOPICS, MODULES
@@ -49,8 +55,28 @@ class _Entry:
     text: str
 
 
+@cache
+def read_passages() -> tuple[Passage, ...]:
+    """Read the corpus in a fresh interpreter of the running Python, and keep it.
+
+    Notebooks and libraries add to `builtins` and change standard classes; a fresh process, without site-packages and
+    without the environment's settings (such as the one that drops docstrings), always reads the same.
+    """
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
+        "from ragbench.collection import pydocs; pydocs.print_passages()"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, check=True)
+    return tuple(Passage(**{**row, "names": tuple(row["names"])}) for row in json.loads(done.stdout))
+
+
+def print_passages() -> None:
+    """Print the corpus as one JSON list in ASCII, for `read_passages`."""
+    print(json.dumps([dataclasses.asdict(passage) for passage in build_passages()]))
+
+
 def build_passages() -> list[Passage]:
-    """Read the corpus from the running interpreter.
+    """Read the corpus from this very process.
 
     Returns passages in the order of `MODULES`, the language topics last. Modules that this build of Python lacks are
     passed over.
@@ -175,8 +201,10 @@ def _signature(name: str, value: object) -> str:
 
 
 def _topic_entries() -> Iterator[_Entry]:
-    from pydoc_data.topics import topics
-
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
     for topic, text in sorted(topics.items()):
         if topic not in GATHERED_TOPICS:
             name = f"help:{topic}"

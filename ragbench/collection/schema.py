@@ -10,7 +10,9 @@ from datasets import Dataset
 
 from ragbench.errors import RagbenchError
 
-CORPUS_COLUMNS = pa.schema([("_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("document_id", pa.string())])
+CORPUS_COLUMNS = pa.schema(
+    [("_id", pa.string()), ("title", pa.string()), ("text", pa.string()), ("document_id", pa.string())]
+)
 UNANSWERABLE = "unanswerable"
 
 Qrels = dict[str, dict[str, int]]

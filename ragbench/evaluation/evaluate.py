@@ -1,10 +1,13 @@
 """One evaluation call for every system: the same questions, the same metrics, the same fixed judge models."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
 import pandas as pd
 
-from ragbench.collection.schema import Collection, Qrels, Query, needed_groups, split_queries
+from ragbench.collection.schema import Collection, Query, needed_groups, split_queries
 from ragbench.evaluation import answer_metrics as metrics
 from ragbench.evaluation.ragas_offline import answer_similarities, context_scores
 from ragbench.evaluation.ranking import ranking_scores
@@ -15,16 +18,9 @@ from ragbench.retrieval.encoder import Encoder
 from ragbench.retrieval.retrieve import Retriever, retrieve
 from ragbench.retrieval.runs import Run
 
-ANSWER_METRICS = (
-    "answer_em",
-    "answer_f1",
-    "answer_similarity",
-    "format",
-    "citation_precision",
-    "citation_recall",
-    "refusal",
-)
-CONTEXT_METRICS = ("context_precision", "context_recall")
+Questions = dict[str, list[Query]]
+"""split → the questions that are asked of it."""
+_ROW = ["metric", "query_id", "value"]
 
 
 @dataclass(frozen=True)
@@ -38,83 +34,136 @@ class System:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a system did with the questions of one split, and its scores (columns `scores.COLUMNS`)."""
+    """What a system did with some questions, and its scores (columns `scores.COLUMNS`)."""
 
     system: str
-    split: str
+    questions: Questions
     run: Run
-    answers: list[Answer]
+    answers: dict[str, Answer]
     scores: pd.DataFrame
+
+
+def choose_questions(collection: Collection, splits: Sequence[str], limit: int = 0, seed: int = 0) -> Questions:
+    """Return the questions of some splits; with a `limit` above 0, that many drawn at random over all of them.
+
+    Raises:
+        RagbenchError: the collection lacks a split.
+    """
+    questions = {split: split_queries(collection, split) for split in splits}
+    places = [(split, position) for split, queries in questions.items() for position in range(len(queries))]
+    if 0 < limit < len(places):
+        drawn = sorted(np.random.default_rng(seed).choice(len(places), size=limit, replace=False))
+        kept = {places[number] for number in drawn}
+        questions = {
+            split: [query for position, query in enumerate(queries) if (split, position) in kept]
+            for split, queries in questions.items()
+        }
+    return {split: queries for split, queries in questions.items() if queries}
+
+
+def retrieval_scores(
+    name: str, collection: Collection, questions: Questions, retriever: Retriever
+) -> tuple[Run, pd.DataFrame]:
+    """Retrieve for all questions and score the run; return both."""
+    run = retrieve(collection, [query for queries in questions.values() for query in queries], retriever)
+    tables = {split: ranking_scores(queries, collection.qrels[split], run) for split, queries in questions.items()}
+    return run, _labelled(name, tables)
+
+
+def compare_retrieval(collection: Collection, questions: Questions, retriever: Retriever) -> pd.DataFrame:
+    """Score the same questions under dense retrieval, BM25 and their fusion, all else as in `retriever`."""
+    methods: tuple[Literal["dense", "bm25", "fusion"], ...] = ("dense", "bm25", "fusion")
+    return pd.concat(
+        [retrieval_scores(m, collection, questions, replace(retriever, method=m))[1] for m in methods],
+        ignore_index=True,
+    )
 
 
 def evaluate(
     system: System,
     collection: Collection,
-    split: str,
+    questions: Questions,
     *,
     encoder: Encoder,
     answer_format: str = metrics.HOUSE_STYLE,
-    queries: list[Query] | None = None,
 ) -> Outcome:
-    """Retrieve, answer and score one split, or some of its `queries`.
+    """Retrieve, answer and score.
 
     Args:
         encoder: the fixed encoder of `answer_similarity`.
         answer_format: regular expression of the house style, see `answer_metrics.conforms`.
     """
-    asked = split_queries(collection, split) if queries is None else queries
-    run = retrieve(collection, asked, system.retriever)
-    answers = answer_run(collection, asked, run, system.generator)
-    qrels = collection.qrels[split]
-    parts = [
-        ranking_scores(asked, qrels, run),
-        context_table(asked, qrels, answers),
-        answer_table(asked, qrels, answers, encoder, answer_format),
-    ]
-    scores = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    scores.insert(0, "split", split)
-    scores.insert(0, "system", system.name)
-    return Outcome(system.name, split, run, answers, scores[COLUMNS])
+    run, ranking = retrieval_scores(system.name, collection, questions, system.retriever)
+    asked = [query for queries in questions.values() for query in queries]
+    answers = {answer.query_id: answer for answer in answer_run(collection, asked, run, system.generator)}
+    tables = {
+        split: pd.concat(
+            [
+                context_table(collection, split, queries, answers),
+                answer_table(collection, split, queries, answers, encoder, answer_format),
+            ],
+            ignore_index=True,
+        )
+        for split, queries in questions.items()
+    }
+    scores = pd.concat([ranking, _labelled(system.name, tables)], ignore_index=True)
+    return Outcome(system.name, questions, run, answers, scores)
 
 
-def context_table(queries: list[Query], qrels: Qrels, answers: list[Answer]) -> pd.DataFrame:
+def _labelled(system: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    parts = [table.assign(system=system, split=split)[COLUMNS] for split, table in tables.items() if len(table)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
+
+
+def context_table(collection: Collection, split: str, queries: list[Query], answers: dict[str, Answer]) -> pd.DataFrame:
     """Score the passages that the generator was shown; questions without gold passages have no row."""
-    rows: list[tuple[str, str, float | None]] = []
-    for query, answer in zip(queries, answers, strict=True):
-        scores = context_scores(answer.context_ids, needed_groups(query, qrels[query.id]))
-        rows += [(name, query.id, value) for name, value in zip(CONTEXT_METRICS, scores, strict=True) if value is not None]
-    return pd.DataFrame(rows, columns=["metric", "query_id", "value"])
+    rows: list[tuple[str, str, float]] = []
+    for query in queries:
+        groups = needed_groups(query, collection.qrels[split][query.id])
+        precision, recall = context_scores(answers[query.id].context_ids, groups)
+        if precision is not None and recall is not None:
+            rows += [("context_precision", query.id, precision), ("context_recall", query.id, recall)]
+    return pd.DataFrame(rows, columns=_ROW)
 
 
 def answer_table(
-    queries: list[Query], qrels: Qrels, answers: list[Answer], encoder: Encoder, answer_format: str
+    collection: Collection,
+    split: str,
+    queries: list[Query],
+    answers: dict[str, Answer],
+    encoder: Encoder,
+    answer_format: str,
 ) -> pd.DataFrame:
-    """Score the answers. A failed answer (finish_reason ``error``) has missing values; a question without a reference
-    has no rows for the metrics that compare with one."""
+    """Score the answers.
+
+    A failed answer (finish_reason ``error``) has missing values. A question that has no reference, or cannot be
+    answered, has no rows for the metrics that compare with a reference.
+    """
     rows: list[tuple[str, str, float | None]] = []
-    with_reference = [(q, a) for q, a in zip(queries, answers, strict=True) if q.answer is not None and q.answerable]
-    similarities = answer_similarities(
-        encoder, [answer.answer for _, answer in with_reference], [query.answer or "" for query, _ in with_reference]
+    similarity = _similarities(queries, answers, encoder)
+    for query in queries:
+        answer = answers[query.id]
+        gold = {passage_id for passage_id, score in collection.qrels[split][query.id].items() if score > 0}
+        values: dict[str, float | None] = {}
+        if query.id in similarity:
+            values["answer_em"] = metrics.exact_match(answer.answer, query.answer or "")
+            values["answer_f1"] = metrics.token_f1(answer.answer, query.answer or "")
+            values["answer_similarity"] = similarity[query.id]
+        values["format"] = metrics.conforms(answer.answer, answer_format)
+        values["refusal"] = metrics.refusal(answer.answer, query.answerable)
+        values["citation_precision"] = metrics.citation_precision(answer.answer, gold)
+        values["citation_recall"] = metrics.citation_recall(
+            answer.answer, needed_groups(query, collection.qrels[split][query.id])
+        )
+        failed = answer.finish_reason == "error"
+        rows += [(name, query.id, None if failed else value) for name, value in values.items() if value is not None]
+    return pd.DataFrame(rows, columns=_ROW)
+
+
+def _similarities(queries: list[Query], answers: dict[str, Answer], encoder: Encoder) -> dict[str, float]:
+    compared = [query for query in queries if query.answer is not None and query.answerable]
+    values = answer_similarities(
+        encoder, [answers[query.id].answer for query in compared], [query.answer or "" for query in compared]
     )
-    for (query, answer), similarity in zip(with_reference, similarities, strict=True):
-        values = {
-            "answer_em": metrics.exact_match(answer.answer, query.answer or ""),
-            "answer_f1": metrics.token_f1(answer.answer, query.answer or ""),
-            # An empty answer resembles nothing; only a failed one is not scored.
-            "answer_similarity": 0.0 if similarity is None else similarity,
-        }
-        rows += [(name, query.id, _unless_failed(answer, value)) for name, value in values.items()]
-    for query, answer in zip(queries, answers, strict=True):
-        gold = {passage_id for passage_id, score in qrels[query.id].items() if score > 0}
-        values = {
-            "format": metrics.conforms(answer.answer, answer_format),
-            "refusal": metrics.refusal(answer.answer, query.answerable),
-            "citation_precision": metrics.citation_precision(answer.answer, gold),
-            "citation_recall": metrics.citation_recall(answer.answer, needed_groups(query, qrels[query.id])),
-        }
-        rows += [(name, query.id, _unless_failed(answer, value)) for name, value in values.items() if value is not None]
-    return pd.DataFrame(rows, columns=["metric", "query_id", "value"])
-
-
-def _unless_failed(answer: Answer, value: float) -> float | None:
-    return None if answer.finish_reason == "error" else value
+    # An answer without words resembles nothing.
+    return {query.id: value or 0.0 for query, value in zip(compared, values, strict=True)}

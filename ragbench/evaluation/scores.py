@@ -21,9 +21,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000)
     """Return the 95 % percentile bootstrap interval of the mean over questions (Efron 1979); None below two values."""
     if len(values) < 2:
         return None
-    result = bootstrap(
-        (values,), np.mean, n_resamples=resamples, confidence_level=0.95, method="percentile", rng=seed
-    )
+    result = bootstrap((values,), np.mean, n_resamples=resamples, confidence_level=0.95, method="percentile", rng=seed)
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 

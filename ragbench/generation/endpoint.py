@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import openai
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
@@ -92,7 +92,13 @@ def _ask(client: openai.OpenAI, model: str, messages: Sequence[Message], max_new
             f"{client.base_url} cannot be reached ({error}). Start the server or correct generator_endpoint; the "
             "answers so far are cached, so running again goes on from here."
         ) from error
-    except (openai.RateLimitError, openai.InternalServerError, openai.APIResponseValidationError, IndexError, AttributeError):
+    except (
+        openai.RateLimitError,
+        openai.InternalServerError,
+        openai.APIResponseValidationError,
+        IndexError,
+        AttributeError,
+    ):
         return Completion("", 0, 0, time.perf_counter() - started, "error")
     except openai.APIStatusError as error:
         raise RagbenchError(

@@ -6,13 +6,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragbench.devices import choose_device, choose_dtype
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
 from ragbench.generation.answers import Completion, cache_completions, cached_completions
+from ragbench.generation.decoding import can_decode, greedy
 from ragbench.generation.prompts import Message, TokenCount
 from ragbench.models import model_hash, resolve_model
 
@@ -96,32 +97,43 @@ def _generate(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[Completion]:
     started = time.perf_counter()
-    batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt", padding_side="left").to(network.device)
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=network.generation_config.eos_token_id or tokenizer.eos_token_id,
-    )
-    with torch.inference_mode():
-        output = network.generate(**batch, generation_config=config)
+    ends = _end_tokens(network, tokenizer)
+    decode = greedy if can_decode(network) else _greedy_by_generate
+    produced = decode(network, prompts, max_new_tokens=max_new_tokens, ends=ends)
     seconds = (time.perf_counter() - started) / len(prompts)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     completions: list[Completion] = []
-    for prompt, row in zip(prompts, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-        stop = next((position for position, token in enumerate(row) if token in ends), None)
-        text = tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
-        length = len(row) if stop is None else stop + 1
-        completions.append(Completion(text, len(prompt), length, seconds, "length" if stop is None else "stop"))
+    for prompt, row in zip(prompts, produced, strict=True):
+        stopped = bool(row) and row[-1] in ends
+        text = tokenizer.decode(row, skip_special_tokens=True).strip()
+        completions.append(Completion(text, len(prompt), len(row), seconds, "stop" if stopped else "length"))
     return completions
+
+
+def _end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    configured = network.generation_config.eos_token_id
+    ends = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*ends, tokenizer.eos_token_id] if token is not None})
+
+
+@torch.inference_mode()
+def _greedy_by_generate(
+    network: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, ends: Sequence[int]
+) -> list[list[int]]:
+    """Do what `decoding.greedy` does with the library's `generate`, for models with other kinds of cache."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[ends[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=network.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=network.device)
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=ends[0], eos_token_id=list(ends)
+    )
+    rows = network.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    stops = [next((position for position, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
 
 
 @lru_cache(maxsize=2)
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @lru_cache(maxsize=1)

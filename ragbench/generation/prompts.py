@@ -7,8 +7,8 @@ from ragbench.collection.schema import Passage
 
 REFUSAL = "The documents do not say. [none]"
 INSTRUCTION = (
-    "Answer the question from the passages below, in one or two sentences. End with the id of the passage that you "
-    f'used in square brackets. If the passages do not hold the answer, reply: "{REFUSAL}"'
+    "Use the passages to answer the question in one or two short sentences. End with the passage's id in brackets. "
+    f"If the passages do not tell, say: {REFUSAL}"
 )
 
 Message = dict[str, str]
@@ -61,7 +61,7 @@ def build_prompt(
         used += tokens
         whole += 1
     context = "\n\n".join(shown)
-    user = f"{context}\n\nQuestion: {question}" if shown else f"Question: {question}"
+    user = f"{context}\n\n{question}" if shown else question
     messages = ({"role": "system", "content": instruction}, {"role": "user", "content": user})
     ids = [passage.id for passage in passages]
     return Prompt(query_id, messages, tuple(ids[: len(shown)]), tuple(ids[whole:]))

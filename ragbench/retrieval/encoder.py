@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ragbench import cache
 from ragbench.devices import choose_device, choose_dtype
@@ -56,7 +56,7 @@ def open_encoder(
     max_tokens: int = 256,
     device: str = "auto",
     dtype: str = "auto",
-    batch_tokens: int = 4096,
+    batch_tokens: int = 2048,
 ) -> Encoder:
     """Resolve a model name (see `ragbench.models`) to an `Encoder`.
 
@@ -95,7 +95,7 @@ def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Liter
 def _batches(encoder: Encoder, texts: pa.StringArray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Cut `rows` into batches of about `batch_tokens` padded tokens, those with the longest texts first.
 
-    Sorting by tokens rather than characters leaves hardly any padding, and batches of a few thousand tokens keep the
+    Sorting by tokens rather than characters leaves hardly any padding, and batches of about two thousand tokens keep the
     activations in the processor's cache.
     """
     lengths = _token_counts(encoder, texts, rows)

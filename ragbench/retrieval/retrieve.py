@@ -65,6 +65,8 @@ def _dense_run(collection: Collection, queries: list[Query], retriever: Retrieve
     scores, rows = search(index, encode(encoder, [query.text for query in queries], "query"), retriever.depth)
     ids = corpus_ids(collection)
     return {
-        query.id: ranked((ids[int(r)].as_py(), float(s)) for r, s in zip(query_rows, query_scores, strict=True) if r >= 0)
+        query.id: ranked(
+            (ids[int(r)].as_py(), float(s)) for r, s in zip(query_rows, query_scores, strict=True) if r >= 0
+        )
         for query, query_rows, query_scores in zip(queries, rows, scores, strict=True)
     }

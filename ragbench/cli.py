@@ -1,0 +1,140 @@
+"""The command line: thin calls into the package."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragbench.errors import RagbenchError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+collection_app = typer.Typer(no_args_is_help=True, help="Look at and convert collections.")
+cache_app = typer.Typer(no_args_is_help=True, help="The content-addressed caches.")
+app.add_typer(collection_app, name="collection")
+app.add_typer(cache_app, name="cache")
+
+# Imports stand inside the commands: most load libraries for seconds that `ragbench --help` need not wait for.
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is printed without a traceback, exit status 1."""
+    try:
+        app()
+    except RagbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.command()
+def run(
+    params: Annotated[Path, typer.Argument(help="A params file, e.g. params/quickstart.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the results instead of runs/NAME.")] = None,
+) -> None:
+    """Execute the notebooks with a params file; what is complete is skipped, what was interrupted resumes."""
+    from ragbench.workbench.execution import run_experiment
+    from ragbench.workbench.index_page import write_index
+
+    experiment = _experiment(params, out)
+    ran = run_experiment(experiment)
+    page = write_index(experiment.run)
+    print(f"{'Ran ' + ', '.join(ran) if ran else 'Nothing to do: every stage is complete'}. Read {_shown(page)}")
+
+
+@app.command()
+def status(
+    params: Annotated[Path, typer.Argument(help="A params file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the results instead of runs/NAME.")] = None,
+) -> None:
+    """Tell for every stage whether it is complete for a params file, and if not, why."""
+    from ragbench.workbench.execution import why_stale
+    from ragbench.workbench.project import STAGES
+
+    experiment = _experiment(params, out)
+    for stage in STAGES:
+        print(f"{stage:16} {why_stale(experiment, stage) or 'complete'}")
+
+
+@app.command("params")
+def list_params() -> None:
+    """List the parameters that the notebooks declare: name, type, default, notebooks, help."""
+    from ragbench.workbench.params import declared
+    from ragbench.workbench.project import project_root
+
+    for p in declared(project_root()).values():
+        print(f"{p.name}: {p.annotation} = {p.default!r}\n    {p.help} ({', '.join(p.stages)})")
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(help="A folder of results, e.g. runs/quickstart.")]) -> None:
+    """Render the reports of a run again from its executed notebooks, and its index.html."""
+    from ragbench.workbench.index_page import write_index
+    from ragbench.workbench.project import project_root
+    from ragbench.workbench.reports import render_again
+
+    if not run_folder.is_dir():
+        raise RagbenchError(f"There is no folder {run_folder}. Start a run with `ragbench run PARAMS`.")
+    render_again(run_folder)
+    print(f"Read {_shown(write_index(run_folder))}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, processor, GPU, models and cache sizes: what a report of a problem should hold."""
+    from ragbench.doctor import findings
+
+    for name, finding in findings().items():
+        print(f"{name:24} {finding}")
+
+
+@collection_app.command("check")
+def collection_check(path: Annotated[str, typer.Argument(help="A collection folder, or 'pydocs'.")]) -> None:
+    """Check a collection: counts, duplicates, leaks between splits, lengths, languages."""
+    from ragbench.collection.checks import check_collection
+    from ragbench.collection.load import load_collection
+
+    for line in check_collection(load_collection(path)).lines():
+        print(line)
+
+
+@collection_app.command("export")
+def collection_export(
+    path: Annotated[str, typer.Argument(help="A collection folder, or 'pydocs'.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+) -> None:
+    """Write a collection as files in the BEIR layout."""
+    from ragbench.collection.beir import write_collection
+    from ragbench.collection.load import load_collection
+
+    if folder.exists() and any(folder.iterdir()):
+        raise RagbenchError(f"{folder} is not empty; give a new folder.")
+    write_collection(load_collection(path), folder)
+    print(f"Written: {folder}")
+
+
+@cache_app.command("clear")
+def cache_clear(
+    name: Annotated[str | None, typer.Argument(help="One part, e.g. answers; all if left out.")] = None,
+) -> None:
+    """Empty the caches; what they held is computed again when it is needed."""
+    from ragbench import cache
+
+    print(f"Freed {cache.clear(name) / 2**20:.1f} MiB")
+
+
+def _experiment(params: Path, out: Path | None):  # type: ignore[no-untyped-def]  # its class costs seconds to import
+    from ragbench.collection.load import fingerprint, load_collection
+    from ragbench.workbench.execution import Experiment
+    from ragbench.workbench.params import declared, read_params_file
+    from ragbench.workbench.project import project_root
+
+    root = project_root()
+    known = declared(root)
+    values = read_params_file(params, known)
+    folder = out.resolve() if out else root / values.get("run", f"runs/{params.stem}")
+    collection = load_collection(values.get("collection", known["collection"].default), root)
+    return Experiment(root, folder, known, values, {"collection": fingerprint(collection)})
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

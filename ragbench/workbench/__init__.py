@@ -1,0 +1,1 @@
+"""Params files, stages, papermill execution and rendered reports: files and notebooks, no retrieval and no models."""

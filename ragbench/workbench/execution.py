@@ -1,0 +1,169 @@
+"""Running the notebooks of an experiment with papermill: in order, skipping what is current, resuming after a crash."""
+
+import os
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import papermill
+from filelock import FileLock, Timeout
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+
+from ragbench.errors import RagbenchError
+from ragbench.workbench.params import Parameter, stage_values
+from ragbench.workbench.project import STAGES, notebook_path
+from ragbench.workbench.reports import save_report, scrub_file
+from ragbench.workbench.stages import META, REPORTS, check_outputs, code_hash, read_meta
+
+KERNEL = "python3"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `ragbench run` was asked for.
+
+    Attributes:
+        root: the project folder.
+        run: the folder of results.
+        known: the declared parameters.
+        values: those that the params file sets.
+        outside: name → SHA-256 of inputs from outside the run, such as the collection.
+    """
+
+    root: Path
+    run: Path
+    known: Mapping[str, Parameter]
+    values: Mapping[str, Any]
+    outside: Mapping[str, str]
+
+    def parameters(self, stage: str) -> dict[str, Any]:
+        """Return a stage's parameters as its meta.json records them (without the folder of the run)."""
+        return {key: value for key, value in stage_values(self.known, self.values, stage).items() if key != "run"}
+
+
+class StageFailed(RagbenchError):
+    """A notebook stopped with an error; the message names notebook, cell and cause."""
+
+
+def why_stale(experiment: Experiment, stage: str) -> str | None:
+    """Return why a stage has to run, or None if it is complete for the same parameters, code and inputs.
+
+    Raises:
+        RagbenchError: an output of the stage was changed after it was written.
+    """
+    folder = experiment.run / stage
+    if not (folder / META).is_file():
+        return "interrupted" if folder.with_name(f"{stage}.partial").exists() else "not run yet"
+    meta = check_outputs(folder)
+    wanted = experiment.parameters(stage)
+    changed = [key for key in wanted if key not in meta["parameters"] or meta["parameters"][key] != wanted[key]]
+    if changed or set(meta["parameters"]) != set(wanted):
+        return f"other parameters ({', '.join(changed) or 'names'})"
+    if meta["code"] != code_hash(experiment.root, stage):
+        return "the notebook or the package was edited"
+    for name, sha256 in meta["inputs"].items():
+        if _current_hash(experiment, name) != sha256:
+            return f"another {name}"
+    if not all((folder / report).is_file() for report in REPORTS):
+        return "no report"
+    return None
+
+
+def _current_hash(experiment: Experiment, name: str) -> str | None:
+    if name in experiment.outside:
+        return experiment.outside[name]
+    stage, _, filename = name.partition("/")
+    return (
+        read_meta(experiment.run / stage)["outputs"].get(filename)
+        if (experiment.run / stage / META).is_file()
+        else None
+    )
+
+
+def run_experiment(experiment: Experiment) -> list[str]:
+    """Run every stage that is not current; return the names of those that ran.
+
+    Raises:
+        StageFailed: a notebook stopped with an error. Its executed copy is kept; running again resumes there.
+        RagbenchError: another process works on the same folder, or a result was changed by hand.
+    """
+    experiment.run.mkdir(parents=True, exist_ok=True)
+    ran: list[str] = []
+    with _only_one(experiment.run):
+        for stage in STAGES:
+            reason = why_stale(experiment, stage)
+            if reason is None:
+                print(f"{stage}: complete", file=sys.stderr)
+                continue
+            print(f"{stage}: {reason}", file=sys.stderr)
+            _execute(experiment, stage)
+            ran.append(stage)
+    return ran
+
+
+@contextmanager
+def _only_one(run: Path) -> Iterator[None]:
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RagbenchError(f"Another `ragbench run` is working on {run}. Wait for it, or stop it.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _execute(experiment: Experiment, stage: str) -> None:
+    source = notebook_path(experiment.root, stage)
+    executed = experiment.run / f"{stage}.running.ipynb"
+    failed = experiment.run / f"{stage}.failed.ipynb"
+    failed.unlink(missing_ok=True)
+    parameters = {**experiment.parameters(stage), "run": _relative(experiment.run, experiment.root)}
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(executed),
+            parameters=parameters,
+            kernel_name=KERNEL,
+            cwd=str(experiment.root),
+            progress_bar={"desc": stage, "file": sys.stderr},
+            # The bars of long cells are the kernel's stderr; without this a headless run would look stuck.
+            stderr_file=sys.stderr,
+            log_output=False,
+        )
+    except PapermillExecutionError as error:
+        _keep_failed(experiment, executed, failed)
+        raise StageFailed(
+            f"{_relative(source, experiment.root)} failed in cell {error.cell_index + 1} (In [{error.exec_count}]): "
+            f"{error.ename}: {_plain(error.evalue)}\n"
+            f"The executed notebook is kept: {_relative(failed, experiment.root)}. Run the same command again to resume."
+        ) from error
+    except DeadKernelError as error:
+        _keep_failed(experiment, executed, failed)
+        raise StageFailed(
+            f"{_relative(source, experiment.root)}: its Python process died, most often for want of memory. The executed "
+            f"notebook is kept: {_relative(failed, experiment.root)}. Run the same command again to resume."
+        ) from error
+    save_report(executed, experiment.run / stage, experiment.root, parameters)
+    executed.unlink()
+
+
+def _keep_failed(experiment: Experiment, executed: Path, failed: Path) -> None:
+    if executed.is_file():
+        os.replace(executed, failed)
+        scrub_file(failed, experiment.root, experiment.values)
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()

@@ -1,0 +1,59 @@
+"""A run's index.html: the one page to send to a colleague."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from ragbench.files import write_text
+from ragbench.workbench.project import STAGES
+from ragbench.workbench.reports import TEMPLATES
+from ragbench.workbench.stages import META, read_meta
+from ragbench.workbench.tables import fill, metrics_rows
+
+EVALUATION = "06_evaluation"
+
+
+def write_index(run: Path) -> Path:
+    """Write index.html from the stages that are complete; return its path.
+
+    Shows the verdict, the table and the plot of the evaluation, links to the stage reports, and what is needed to get
+    the same results again: parameters, versions, hashes.
+    """
+    metas = {stage: read_meta(run / stage) for stage in STAGES if (run / stage / META).is_file()}
+    verdict: dict[str, Any] = {"headline": "The evaluation has not run yet.", "reasons": []}
+    columns, rows, plot = [], [], ""
+    if EVALUATION in metas:
+        folder = run / EVALUATION
+        verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        columns, rows = metrics_rows(metrics["systems"])
+        plot = base64.b64encode((folder / "metrics.png").read_bytes()).decode()
+    last = list(metas.values())[-1] if metas else {}
+    page = fill(
+        "index.html.j2",
+        css=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        run=run.name,
+        verdict=verdict,
+        columns=columns,
+        rows=rows,
+        plot=plot,
+        stages=[(stage, metas.get(stage), (run / stage / "report.html").is_file()) for stage in STAGES],
+        parameters=_shareable({key: value for meta in metas.values() for key, value in meta["parameters"].items()}),
+        versions=last.get("versions", {}),
+        commit=last.get("git_commit"),
+        hashes=[
+            (f"{stage}/{name}", digest) for stage, meta in metas.items() for name, digest in meta["outputs"].items()
+        ],
+        inputs=[(stage, name, digest) for stage, meta in metas.items() for name, digest in meta["inputs"].items()],
+    )
+    write_text(run / "index.html", page)
+    return run / "index.html"
+
+
+def _shareable(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Shorten parameters that are absolute paths: the page goes to colleagues."""
+    return {
+        key: f"…/{Path(value).name}" if isinstance(value, str) and value[:1] in ("/", "~") else value
+        for key, value in parameters.items()
+    }

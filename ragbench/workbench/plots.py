@@ -1,0 +1,113 @@
+"""Plots: each takes a tidy table and an optional `ax`, draws, and returns the `Axes`; none computes or shows."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ragbench.files import atomic_path
+
+COLOURS = ("#0b6b57", "#c2571a", "#4a5fa5", "#8a8f98", "#9b3d6e")
+
+
+def set_style() -> None:
+    """Set the look of all plots: no frame, quiet grid, sharp on high-resolution screens."""
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 120,
+            "savefig.dpi": 160,
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#e6e9ed",
+            "axes.edgecolor": "#8a8f98",
+            "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        }
+    )
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    return ax if ax is not None else plt.subplots(figsize=(width, height))[1]
+
+
+def metric_intervals(table: pd.DataFrame, by: str = "split", ax: Axes | None = None) -> Axes:
+    """Draw means with their 95 % intervals, a row a metric and a colour for each value of `by`.
+
+    `table` has columns metric, mean, low, high and `by`.
+    """
+    metrics = list(dict.fromkeys(table["metric"]))
+    groups = list(dict.fromkeys(table[by]))
+    ax = _axes(ax, 7.5, 0.6 + 0.36 * len(metrics))
+    for number, group in enumerate(groups):
+        part = table[table[by] == group]
+        shift = (number - (len(groups) - 1) / 2) * 0.22
+        y = np.array([metrics.index(metric) for metric in part["metric"]]) + shift
+        ax.hlines(y, part["low"], part["high"], color=COLOURS[number % len(COLOURS)], linewidth=2.2, alpha=0.55)
+        ax.plot(part["mean"], y, "o", color=COLOURS[number % len(COLOURS)], markersize=5, label=group)
+    ax.set_yticks(range(len(metrics)), metrics)
+    ax.set_ylim(len(metrics) - 0.5, -0.5)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("mean over questions, with 95 % interval")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def gold_ranks(table: pd.DataFrame, depth: int, ax: Axes | None = None) -> Axes:
+    """Draw how many questions have their best gold passage at which rank. `table` has a column rank."""
+    edges = [1, 2, 4, 6, 11, 21, 51, depth + 1]
+    edges = sorted({edge for edge in edges if edge <= depth + 1} | {depth + 1})
+    labels = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
+    ranks = table["rank"].dropna().to_numpy(dtype=int)
+    counts = [int(((ranks >= a) & (ranks < b)).sum()) for a, b in zip(edges, edges[1:], strict=False)]
+    return _bars(
+        [*labels, f"below {depth}"], [*counts, int(table["rank"].isna().sum())], "rank of the best gold passage", ax
+    )
+
+
+def _bars(labels: list[str], counts: list[int], label: str, ax: Axes | None) -> Axes:
+    ax = _axes(ax, 7.5, 2.8)
+    bars = ax.bar(labels, counts, color=COLOURS[0], width=0.72)
+    bars[-1].set_color(COLOURS[1])
+    ax.bar_label(bars, padding=2, fontsize=9, color="#5b6470")
+    ax.grid(axis="x", visible=False)
+    ax.set_xlabel(label)
+    ax.set_ylabel("questions")
+    return ax
+
+
+def funnel(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw how many questions pass each step. `table` has columns step, questions, n."""
+    ax = _axes(ax, 7.5, 0.7 + 0.4 * len(table))
+    bars = ax.barh(table["step"], table["questions"], color=COLOURS[0], height=0.65)
+    ax.bar_label(
+        bars, [f"{q} of {n}" for q, n in zip(table["questions"], table["n"], strict=True)], padding=4, fontsize=9
+    )
+    ax.invert_yaxis()
+    ax.set_xlim(0, max(int(table["n"].max()), 1) * 1.12)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("questions for which everything needed got this far")
+    return ax
+
+
+def lengths(values: np.ndarray, label: str, ax: Axes | None = None) -> Axes:
+    """Draw the distribution of lengths on a logarithmic axis."""
+    ax = _axes(ax, 7.5, 2.4)
+    values = np.maximum(np.asarray(values), 1)
+    ax.hist(values, bins=np.geomspace(values.min(), values.max() + 1, 40), color=COLOURS[0])
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
+    ax.set_xlabel(label)
+    ax.set_ylabel("passages")
+    return ax
+
+
+def save(ax: Axes, path: Path) -> None:
+    """Write the figure of `ax` as PNG."""
+    with atomic_path(path) as temporary:
+        ax.figure.savefig(temporary, format="png")

@@ -1,0 +1,81 @@
+"""Tables and pages as HTML; whatever comes from a collection or a model is escaped."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("ragbench.workbench"),
+    autoescape=select_autoescape(default=True),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def fill(template: str, **values: Any) -> str:
+    """Return a template of `ragbench/workbench/templates` filled with values, which are escaped."""
+    return _TEMPLATES.get_template(template).render(**values)
+
+
+def plain_table(table: pd.DataFrame, decimals: int = 3) -> HTML:
+    """Show a small table; numbers to the right, text escaped."""
+    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table]
+    rows = [
+        [_cell(value, decimals) for value in row] for row in table.astype(object).itertuples(index=False, name=None)
+    ]
+    return HTML(fill("table.html.j2", columns=list(table.columns), numeric=numeric, rows=rows))
+
+
+def _cell(value: Any, decimals: int) -> str:
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return "–"
+    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
+
+
+def tidy_metrics(systems: Mapping[str, Any]) -> pd.DataFrame:
+    """Turn the ``systems`` of a metrics.json into columns system, split, metric, mean, low, high, n, scored."""
+    rows = [
+        (system, split, metric, entry["mean"], *(entry["ci"] or (None, None)), entry["n"], entry["scored"])
+        for system, splits in systems.items()
+        for split, metrics in splits.items()
+        for metric, entry in metrics.items()
+    ]
+    return pd.DataFrame(rows, columns=["system", "split", "metric", "mean", "low", "high", "n", "scored"])
+
+
+def metrics_rows(systems: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
+    """Return ((system, split) columns, (metric, cells) rows): a cell is the mean with its interval and n."""
+    columns = [(system, split) for system, splits in systems.items() for split in splits]
+    metrics = list(dict.fromkeys(metric for system, split in columns for metric in systems[system][split]))
+    return columns, [
+        (metric, [_metric_cell(systems[system][split].get(metric)) for system, split in columns]) for metric in metrics
+    ]
+
+
+def _metric_cell(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "–"
+    if entry["mean"] is None:
+        return f"not scored (0 of {entry['n']})"
+    interval = f" [{entry['ci'][0]:.3f}, {entry['ci'][1]:.3f}]" if entry["ci"] else ""
+    count = str(entry["n"]) if entry["scored"] == entry["n"] else f"{entry['scored']} of {entry['n']}"
+    return f"{entry['mean']:.3f}{interval} n = {count}"
+
+
+def metrics_table(systems: Mapping[str, Any]) -> HTML:
+    """Show every metric of every system and split: mean, 95 % interval, and how many of n questions were scored."""
+    columns, rows = metrics_rows(systems)
+    return HTML(fill("metrics.html.j2", columns=columns, rows=rows))
+
+
+def bullet_list(headline: str, items: Sequence[str]) -> HTML:
+    """Show a headline and sentences below it."""
+    return HTML(fill("bullets.html.j2", headline=headline, items=items))
+
+
+def case_list(cases: Sequence[Any], metric: str) -> HTML:
+    """Show questions (`evaluation.cases.Case`) to open one by one: expected, answered, shown and missed passages."""
+    return HTML(fill("cases.html.j2", cases=cases, metric=metric))
