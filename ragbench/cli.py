@@ -69,7 +69,6 @@ def list_params() -> None:
 def report(run_folder: Annotated[Path, typer.Argument(help="A folder of results, e.g. runs/quickstart.")]) -> None:
     """Render the reports of a run again from its executed notebooks, and its index.html."""
     from ragbench.workbench.index_page import write_index
-    from ragbench.workbench.project import project_root
     from ragbench.workbench.reports import render_again
 
     if not run_folder.is_dir():

@@ -21,7 +21,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp makes files private; results are meant to be read by colleagues.
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

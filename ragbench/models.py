@@ -5,7 +5,6 @@ local folder, a Hugging Face hub id. Only safetensors are ever loaded: no pickle
 """
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -104,6 +103,7 @@ def _unpacked_gguf(gguf: Path, folder_name: str) -> Path:
     folder = cache_folder() / "models" / folder_name
     if (folder / "model.safetensors").is_file():
         return folder
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     print(f"Unpacking {gguf.name} (once, about 20 seconds) …")
@@ -113,7 +113,7 @@ def _unpacked_gguf(gguf: Path, folder_name: str) -> Path:
         # The weights are dense now; a saved quantization config would make transformers pack them again.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.float().save_pretrained(partial)
+        model.to(torch.float32).save_pretrained(partial)  # type: ignore[arg-type]  # a decorator hides the signature
         AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
     return folder
 
@@ -125,7 +125,7 @@ def _folder_when_whole(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         if not folder.exists():  # another process may have been quicker
-            os.replace(partial, folder)
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -251,8 +251,8 @@ def _check_gold(collection: Collection, folder: Path) -> None:
             stray = [passage_id for group in query.needs for passage_id in group if passage_id not in gold]
             if stray:
                 raise RagbenchError(
-                    f"{folder / 'queries.jsonl'}, line {query.line}: 'needs' names {stray[0]!r}, which the qrels do not "
-                    f"list for {query_id!r}."
+                    f"{folder / 'queries.jsonl'}, line {query.line}: 'needs' names {stray[0]!r}, which the qrels do "
+                    f"not list for {query_id!r}."
                 )
 
 

@@ -89,7 +89,7 @@ def _counts(collection: Collection, lengths: np.ndarray) -> dict[str, str]:
 
 
 def _languages(texts: list[str]) -> str:
-    chosen = np.linspace(0, len(texts) - 1, min(len(texts), _LANGUAGE_SAMPLE)).astype(int) if texts else []
+    chosen = np.linspace(0, len(texts) - 1, min(len(texts), _LANGUAGE_SAMPLE)).astype(int)
     found = Counter(py3langid.classify(texts[row])[0] for row in chosen if texts[row].strip())
     total = sum(found.values())
     return ", ".join(f"{name} {count / total:.0%}" for name, count in found.most_common(3)) or "none"

@@ -22,8 +22,9 @@ def split_overview(collection: Collection) -> pd.DataFrame:
                 "gold passages": len({passage_id for gold in qrels.values() for passage_id in gold}),
             }
         )
-    total = {"split": "all", **{key: sum(row[key] for row in rows) for key in rows[0] if key != "split"}}
-    return pd.DataFrame([*rows, total])
+    table = pd.DataFrame(rows)
+    total = table.drop(columns="split").sum().to_frame().T.assign(split="all")
+    return pd.concat([table, total[table.columns]], ignore_index=True)
 
 
 def passage_lengths(collection: Collection) -> np.ndarray:

@@ -145,7 +145,10 @@ def _entries_of_module(name: str, module: ModuleType) -> Iterator[_Entry]:
     for attribute in sorted(set(public)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = getattr(module, attribute, None)
+            try:
+                value = getattr(module, attribute)
+            except (AttributeError, ImportError):  # an optional part that this build of Python lacks
+                continue
         if not (inspect.isclass(value) or inspect.isroutine(value)):
             continue
         home = getattr(value, "__module__", None) or name

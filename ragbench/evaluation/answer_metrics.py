@@ -1,6 +1,6 @@
 """What can be told of an answer without another model: overlap with the reference, form, citations, refusal.
 
-Every function takes one question's answer and returns a number between 0 and 1, or None where the metric does not apply.
+Every function takes one answer and returns a number between 0 and 1, or None where the metric does not apply.
 """
 
 import re
@@ -13,7 +13,8 @@ HOUSE_STYLE = r".*\S (\[[^\[\]\s]+\] ?)+"
 
 _REFUSAL = re.compile(
     r"\[none\]"
-    r"|\b(documents?|passages?|context|text|sources?)\b.{0,20}\b(do|does|did)(n't| not) (say|tell|mention|contain|state|provide)"
+    r"|\b(documents?|passages?|context|text|sources?)\b.{0,20}\b(do|does|did)(n't| not) "
+    r"(say|tell|mention|contain|state|provide)"
     r"|\b(not|n't) (mentioned|stated|specified|provided) in the\b"
     r"|\b(cannot|can't|unable to|can not) (answer|be answered|determine)",
     re.IGNORECASE,

@@ -38,7 +38,13 @@ def worst_cases(collection: Collection, outcome: Outcome, metric: str, limit: in
         return []
     ordered = wide.dropna(subset=[metric]).reset_index().sort_values([metric, "split", "query_id"]).head(limit)
     return [
-        _case(collection, outcome, row["split"], row["query_id"], row.drop(["split", "query_id"]).dropna().to_dict())
+        _case(
+            collection,
+            outcome,
+            row["split"],
+            row["query_id"],
+            {str(name): float(value) for name, value in row.drop(["split", "query_id"]).dropna().items()},
+        )
         for _, row in ordered.iterrows()
     ]
 

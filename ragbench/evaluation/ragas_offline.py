@@ -18,10 +18,10 @@ from ragbench.retrieval.encoder import Encoder, encode
 # RAGAS reports usage to its makers by default, and reads this when it is imported.
 os.environ["RAGAS_DO_NOT_TRACK"] = "true"
 
-from ragas import SingleTurnSample  # noqa: E402
-from ragas.embeddings.base import BaseRagasEmbedding  # noqa: E402
-from ragas.metrics import IDBasedContextPrecision, IDBasedContextRecall  # noqa: E402
-from ragas.metrics.collections import SemanticSimilarity  # noqa: E402
+from ragas import SingleTurnSample
+from ragas.embeddings.base import BaseRagasEmbedding
+from ragas.metrics import IDBasedContextPrecision, IDBasedContextRecall
+from ragas.metrics.collections import SemanticSimilarity
 
 
 def context_scores(context_ids: Sequence[str], groups: Sequence[frozenset[str]]) -> tuple[float | None, float | None]:

@@ -6,7 +6,7 @@ A value that could not be had is missing, never 0, and still counts in `n`. A me
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,8 @@ def summarise(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     `mean` and `ci` are over the scored questions and null where there are none; `n` counts all of them.
     """
     summary: dict[str, Any] = {}
-    for (system, split, metric), group in scores.groupby(["system", "split", "metric"], sort=False):
+    for key, group in scores.groupby(["system", "split", "metric"], sort=False):
+        system, split, metric = cast(tuple[str, str, str], key)
         values = group["value"].dropna().to_numpy(dtype=float)
         interval = bootstrap_interval(values, seed)
         summary.setdefault(system, {}).setdefault(split, {})[metric] = {
@@ -41,6 +42,11 @@ def summarise(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "scored": len(values),
         }
     return summary
+
+
+def pooled(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with all its splits taken as one, under their joined names."""
+    return scores.assign(split=" + ".join(dict.fromkeys(scores["split"])))
 
 
 def write_scores(scores: pd.DataFrame, path: Path) -> None:

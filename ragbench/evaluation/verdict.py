@@ -24,7 +24,7 @@ _SENTENCES = {
     "recall@5": "the five best passages hold {value:.0%} of the gold passages",
     "context_recall": "the generator is shown {value:.0%} of what an answer needs",
     "answer_f1": "answers share {value:.2f} of their words with the references (token F1)",
-    "refusal": "{value:.0%} of the questions are rightly answered or rightly refused",
+    "refusal": "the choice to answer or to refuse is right for {value:.0%} of the questions",
     "format": "{value:.0%} of the answers keep the house style",
 }
 

@@ -90,13 +90,13 @@ def _read(
     return _forward(model, ids.to(model.device), mask[rows, start:], layers)
 
 
-def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, layers: list["_Layer"]) -> torch.Tensor:
+def _forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, layers: "Sequence[_Layer]") -> torch.Tensor:
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     logits = model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=Cache(layers=layers),
+        past_key_values=Cache(layers=list(layers)),
         use_cache=True,
         logits_to_keep=1,
     ).logits

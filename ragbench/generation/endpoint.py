@@ -79,7 +79,10 @@ def _ask(client: openai.OpenAI, model: str, messages: Sequence[Message], max_new
     started = time.perf_counter()
     try:
         reply = client.chat.completions.create(
-            model=model, messages=list(messages), max_tokens=max_new_tokens, temperature=0
+            model=model,
+            messages=[dict(message) for message in messages],  # type: ignore[misc]
+            max_tokens=max_new_tokens,
+            temperature=0,
         )
         text = (reply.choices[0].message.content or "").strip()
         reason = reply.choices[0].finish_reason or "stop"

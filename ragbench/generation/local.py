@@ -71,7 +71,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
     """Return the prompt's text in the model's chat template, or plainly for a model without one."""
     if tokenizer.chat_template is None:
         return "\n\n".join(message["content"] for message in messages) + "\n\nAnswer:"
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
 def _batches(prompts: dict[str, list[int]], rows: int, tokens: int, new_tokens: int) -> Iterator[list[str]]:
@@ -104,7 +104,7 @@ def _generate(
     completions: list[Completion] = []
     for prompt, row in zip(prompts, produced, strict=True):
         stopped = bool(row) and row[-1] in ends
-        text = tokenizer.decode(row, skip_special_tokens=True).strip()
+        text = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
         completions.append(Completion(text, len(prompt), len(row), seconds, "stop" if stopped else "length"))
     return completions
 
@@ -126,7 +126,9 @@ def _greedy_by_generate(
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=ends[0], eos_token_id=list(ends)
     )
-    rows = network.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
+    rows = network.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, generation_config=config
+    )[:, width:].tolist()
     stops = [next((position for position, token in enumerate(row) if token in ends), len(row)) for row in rows]
     return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
 
@@ -139,4 +141,4 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 @lru_cache(maxsize=1)
 def _load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    return network.to(device).eval()
+    return network.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the signature

@@ -95,8 +95,8 @@ def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Liter
 def _batches(encoder: Encoder, texts: pa.StringArray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Cut `rows` into batches of about `batch_tokens` padded tokens, those with the longest texts first.
 
-    Sorting by tokens rather than characters leaves hardly any padding, and batches of about two thousand tokens keep the
-    activations in the processor's cache.
+    Sorting by tokens rather than characters leaves hardly any padding, and batches of about two thousand tokens keep
+    the activations in the processor's cache.
     """
     lengths = _token_counts(encoder, texts, rows)
     order = np.argsort(-lengths, kind="stable")

@@ -21,7 +21,7 @@ def build_index(vectors: np.ndarray, kind: IndexKind = "flat", seed: int = 0) ->
     """
     if not len(vectors):
         raise RagbenchError("There are no passages to index.")
-    index = _empty(kind, *vectors.shape, seed)
+    index = _empty(kind, vectors.shape[0], vectors.shape[1], seed)
     if faiss.get_num_gpus() and kind != "hnsw":  # FAISS has no HNSW on the GPU
         index = faiss.index_cpu_to_all_gpus(index)
     index.train(vectors)
@@ -33,16 +33,16 @@ def _empty(kind: str, n: int, dimensions: int, seed: int) -> faiss.Index:
     if kind == "flat":
         return faiss.IndexFlatIP(dimensions)
     if kind == "hnsw":
-        index = faiss.IndexHNSWFlat(dimensions, 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = 200
-        index.hnsw.efSearch = 128
-        return index
+        graph = faiss.IndexHNSWFlat(dimensions, 32, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = 200
+        graph.hnsw.efSearch = 128
+        return graph
     if kind == "ivf":
         cells = min(n, max(1, round(4 * n**0.5)))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = max(1, cells // 16)
-        index.cp.seed = seed
-        return index
+        inverted = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
+        inverted.nprobe = max(1, cells // 16)
+        inverted.cp.seed = seed
+        return inverted
     raise RagbenchError(f"retriever_index '{kind}' is unknown; use flat, hnsw or ivf.")
 
 

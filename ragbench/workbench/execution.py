@@ -1,11 +1,9 @@
 """Running the notebooks of an experiment with papermill: in order, skipping what is current, resuming after a crash."""
 
-import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +141,13 @@ def _execute(experiment: Experiment, stage: str) -> None:
         raise StageFailed(
             f"{_relative(source, experiment.root)} failed in cell {error.cell_index + 1} (In [{error.exec_count}]): "
             f"{error.ename}: {_plain(error.evalue)}\n"
-            f"The executed notebook is kept: {_relative(failed, experiment.root)}. Run the same command again to resume."
+            f"The executed notebook is kept: {_relative(failed, experiment.root)}. Run the command again to resume."
         ) from error
     except DeadKernelError as error:
         _keep_failed(experiment, executed, failed)
         raise StageFailed(
-            f"{_relative(source, experiment.root)}: its Python process died, most often for want of memory. The executed "
-            f"notebook is kept: {_relative(failed, experiment.root)}. Run the same command again to resume."
+            f"{_relative(source, experiment.root)}: its Python process died, most often for want of memory. The "
+            f"executed notebook is kept: {_relative(failed, experiment.root)}. Run the command again to resume."
         ) from error
     save_report(executed, experiment.run / stage, experiment.root, parameters)
     executed.unlink()
@@ -157,7 +155,7 @@ def _execute(experiment: Experiment, stage: str) -> None:
 
 def _keep_failed(experiment: Experiment, executed: Path, failed: Path) -> None:
     if executed.is_file():
-        os.replace(executed, failed)
+        executed.replace(failed)
         scrub_file(failed, experiment.root, experiment.values)
 
 

@@ -22,7 +22,9 @@ def write_index(run: Path) -> Path:
     """
     metas = {stage: read_meta(run / stage) for stage in STAGES if (run / stage / META).is_file()}
     verdict: dict[str, Any] = {"headline": "The evaluation has not run yet.", "reasons": []}
-    columns, rows, plot = [], [], ""
+    columns: list[tuple[str, str]] = []
+    rows: list[tuple[str, list[str]]] = []
+    plot = ""
     if EVALUATION in metas:
         folder = run / EVALUATION
         verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))

@@ -117,7 +117,7 @@ def check_value(parameter: Parameter, value: Any, where: str) -> None:
         RagbenchError: the value has another type.
     """
     try:
-        annotation = eval(parameter.annotation, {"__builtins__": {}}, _TYPES)  # noqa: S307 (names of _TYPES only)
+        annotation = eval(parameter.annotation, {"__builtins__": {}}, _TYPES)
         TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError as error:
         hint = " (YAML reads 2e-5 as text: write 2.0e-5)" if parameter.annotation == "float" else ""

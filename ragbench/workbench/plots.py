@@ -1,11 +1,13 @@
 """Plots: each takes a tidy table and an optional `ax`, draws, and returns the `Axes`; none computes or shows."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 
 from ragbench.files import atomic_path
@@ -27,7 +29,7 @@ def set_style() -> None:
             "axes.axisbelow": True,
             "grid.color": "#e6e9ed",
             "axes.edgecolor": "#8a8f98",
-            "axes.prop_cycle": mpl.cycler(color=COLOURS),
+            "axes.prop_cycle": cycler(color=COLOURS),
         }
     )
 
@@ -62,9 +64,9 @@ def gold_ranks(table: pd.DataFrame, depth: int, ax: Axes | None = None) -> Axes:
     """Draw how many questions have their best gold passage at which rank. `table` has a column rank."""
     edges = [1, 2, 4, 6, 11, 21, 51, depth + 1]
     edges = sorted({edge for edge in edges if edge <= depth + 1} | {depth + 1})
-    labels = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in zip(edges, edges[1:], strict=False)]
+    labels = [str(a) if b - a == 1 else f"{a}–{b - 1}" for a, b in pairwise(edges)]
     ranks = table["rank"].dropna().to_numpy(dtype=int)
-    counts = [int(((ranks >= a) & (ranks < b)).sum()) for a, b in zip(edges, edges[1:], strict=False)]
+    counts = [int(((ranks >= a) & (ranks < b)).sum()) for a, b in pairwise(edges)]
     return _bars(
         [*labels, f"below {depth}"], [*counts, int(table["rank"].isna().sum())], "rank of the best gold passage", ax
     )
@@ -99,7 +101,7 @@ def lengths(values: np.ndarray, label: str, ax: Axes | None = None) -> Axes:
     """Draw the distribution of lengths on a logarithmic axis."""
     ax = _axes(ax, 7.5, 2.4)
     values = np.maximum(np.asarray(values), 1)
-    ax.hist(values, bins=np.geomspace(values.min(), values.max() + 1, 40), color=COLOURS[0])
+    ax.hist(values, bins=list(np.geomspace(values.min(), values.max() + 1, 40)), color=COLOURS[0])
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     ax.set_xlabel(label)
@@ -109,5 +111,7 @@ def lengths(values: np.ndarray, label: str, ax: Axes | None = None) -> Axes:
 
 def save(ax: Axes, path: Path) -> None:
     """Write the figure of `ax` as PNG."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
     with atomic_path(path) as temporary:
-        ax.figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png")

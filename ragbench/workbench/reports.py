@@ -1,6 +1,6 @@
 """Rendered reports: an executed notebook made safe to share, and its self-contained HTML.
 
-Nothing of the machine goes into a report: absolute paths are shortened and keys blanked, in the notebook as in the page.
+Nothing of the machine goes into a report: absolute paths are shortened and keys blanked, in notebook and page.
 """
 
 import os

@@ -1,0 +1,151 @@
+"""What the tests share: a cache of their own, tiny models built on the spot, small collections."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+# Set before anything of ragbench or RAGAS is imported; no test may reach a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAGAS_DO_NOT_TRACK"] = "true"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test an empty cache folder, so that no result comes from an earlier test or run."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("RAGBENCH_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the tests with real models: unpacking and encoding happen once a session."""
+    return tmp_path_factory.mktemp("real-cache")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a bi-encoder of a few thousand random weights, saved as a Sentence-Transformers folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    words = folder / "words"
+    _word_tokenizer(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"], "[UNK]", "[PAD]").save_pretrained(words)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=512,
+    )
+    _seeded(lambda: BertModel(config)).save_pretrained(words)
+    transformer = Transformer(str(words))
+    SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a causal language model of random weights with grouped heads and a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-generator")
+    tokenizer = _word_tokenizer(["[UNK]", "<|end|>"], "[UNK]", "<|end|>")
+    tokenizer.eos_token = "<|end|>"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=1024,
+        eos_token_id=1,
+        bos_token_id=1,
+        pad_token_id=1,
+    )
+    _seeded(lambda: LlamaForCausalLM(config)).save_pretrained(folder)
+    return folder
+
+
+VOCABULARY = 400
+
+
+def _word_tokenizer(special: list[str], unknown: str, padding: str):
+    """Return a tokenizer over the letters and some hundred made-up words; unknown words fall into letters."""
+    import itertools
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(code) for code in range(33, 127)]
+    made_up = ["".join(parts) for parts in itertools.product("bdgklmnprst", "aeiou", "bdgklmnprst")]
+    vocabulary = list(dict.fromkeys([*special, *letters, *("##" + c for c in letters), *made_up]))[:VOCABULARY]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token=unknown))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unknown, pad_token=padding)
+
+
+def _seeded(build):
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return build()
+
+
+@pytest.fixture
+def toy_folder(tmp_path: Path) -> Path:
+    """Write a valid collection in the BEIR layout: four passages, three questions, splits train and test."""
+    import json
+
+    folder = tmp_path / "toy"
+    (folder / "qrels").mkdir(parents=True)
+    passages = [
+        ("p1", "Cats", "Cats sleep all day."),
+        ("p2", "Dogs", "Dogs bark at night."),
+        ("p3", "Fish", "Fish swim in water."),
+        ("p4", "Birds", "Birds fly south."),
+    ]
+    rows = [{"_id": i, "title": t, "text": x, "metadata": {"document_id": f"d-{i}"}} for i, t, x in passages]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    queries = [
+        {"_id": "q1", "text": "What do cats do all day?", "answer": "They sleep. [p1]", "metadata": {"tags": []}},
+        {
+            "_id": "q2",
+            "text": "Who barks and who swims?",
+            "answer": "Dogs bark, fish swim. [p2] [p3]",
+            "metadata": {"tags": ["multi"], "needs": [["p2"], ["p3"]]},
+        },
+        {
+            "_id": "q3",
+            "text": "How old do horses get?",
+            "answer": "The documents do not say. [none]",
+            "metadata": {"tags": ["unanswerable"], "split": "test"},
+        },
+    ]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    header = "query-id\tcorpus-id\tscore\n"
+    (folder / "qrels" / "train.tsv").write_text(header + "q1\tp1\t1\n")
+    (folder / "qrels" / "test.tsv").write_text(header + "q2\tp2\t1\nq2\tp3\t1\n")
+    return folder

@@ -1,0 +1,74 @@
+import math
+import re
+
+import pytest
+
+from ragbench.collection.beir import read_collection
+from ragbench.collection.schema import Collection, Query, corpus_from_rows
+from ragbench.retrieval.sparse import bm25_run
+
+PASSAGES = {
+    "a": "Cats sleep. Cats purr and sleep, cats dream.",
+    "b": "Dogs bark at cats",
+    "c": "Fish swim in cold water under the ice all winter long",
+    "d": "The dog sleeps",
+    "e": "",
+}
+
+
+def collection(passages=PASSAGES):
+    return Collection("small", corpus_from_rows((name, "", text, name) for name, text in passages.items()), {}, {})
+
+
+def bm25(query, k1, b):
+    """Score by Lucene's formula: idf · tf / (tf + k1 · (1 − b + b · length / mean length))."""
+    words = {name: re.findall(r"\w\w+", text.lower()) for name, text in PASSAGES.items()}
+    mean = sum(map(len, words.values())) / len(words)
+    scores = {}
+    for name, own in words.items():
+        total = 0.0
+        for word in re.findall(r"\w\w+", query.lower()):
+            having = sum(word in other for other in words.values())
+            idf = math.log(1 + (len(words) - having + 0.5) / (having + 0.5))
+            tf = own.count(word)
+            total += idf * tf / (tf + k1 * (1 - b + b * len(own) / mean))
+        if total > 0:
+            scores[name] = total
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
+
+
+@pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.5, 0.75), (0.5, 0.0)])
+@pytest.mark.parametrize("text", ["cats sleep", "Do DOGS swim?", "the winter ice", "cats cats dogs"])
+def test_scores_are_lucenes_bm25(text, k1, b):
+    found = bm25_run(collection(), [Query("q", text)], 10, k1, b)["q"]
+    expected = bm25(text, k1, b)
+    assert list(found) == list(expected)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_defaults_are_anserinis():
+    assert bm25_run(collection(), [Query("q", "cats")], 10)["q"] == pytest.approx(bm25("cats", 0.9, 0.4), rel=1e-5)
+
+
+def test_passages_without_a_shared_word_are_left_out():
+    run = bm25_run(collection(), [Query("q", "winter"), Query("none", "zebra"), Query("empty", "")], 10)
+    assert {name: list(found) for name, found in run.items()} == {"q": ["c"], "none": [], "empty": []}
+
+
+def test_depth_keeps_the_best():
+    assert list(bm25_run(collection(), [Query("q", "cats dogs")], 1)["q"]) == ["b"]
+
+
+def test_equal_scores_are_ordered_by_id():
+    twins = collection({"z": "same words", "m": "same words", "b": "same words", "x": "other things"})
+    assert list(bm25_run(twins, [Query("q", "same")], 4)["q"]) == ["b", "m", "z"]
+
+
+def test_titles_are_searched_too(toy_folder):
+    run = bm25_run(read_collection(toy_folder), [Query("q", "birds")], 10)
+    assert list(run["q"]) == ["p4"]
+
+
+def test_a_corpus_or_a_query_list_without_words_finds_nothing():
+    assert bm25_run(collection({"a": "", "b": "!"}), [Query("q", "cats")], 10) == {"q": {}}
+    assert bm25_run(collection(), [], 10) == {}

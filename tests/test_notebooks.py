@@ -1,0 +1,112 @@
+"""The real notebooks with the real models: by themselves under papermill, and as a chain."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def command(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def call(*arguments: str, cache: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "RAGBENCH_CACHE": str(cache)}
+    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory, real_cache: Path) -> Path:
+    """Run the chain once with params/smoke.yaml; return the folder of results."""
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    done = call(command("ragbench"), "run", "params/smoke.yaml", "--out", str(folder), cache=real_cache)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_committed_notebook_is_clean_and_only_calls(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert "parameters" in code[0].metadata.get("tags", [])
+    assert not any(re.search(r"^\s*(def|class|for|if|while) ", cell.source, re.M) for cell in code)
+    assert len(code) <= 18
+    assert max(cell.source.count("\n") for cell in code[1:]) < 20
+
+
+def test_the_chain_leaves_every_promised_file(smoke):
+    promised = {
+        "meta.json",
+        "metrics.json",
+        "scores.parquet",
+        "base.trec",
+        "base.answers.jsonl",
+        "report.ipynb",
+        "report.html",
+    }
+    for stage in ("01_audit", "06_evaluation"):
+        assert promised <= {path.name for path in (smoke / stage).iterdir()}
+    assert (smoke / "index.html").is_file()
+    assert not list(smoke.glob("*.partial")) + list(smoke.glob("*.running.ipynb"))
+
+
+def test_the_metrics_are_those_of_real_models_on_real_questions(smoke):
+    metrics = json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
+    values = metrics["systems"]["base"]
+    assert set(values) == {"test", "ood"}
+    assert sum(values[split]["refusal"]["n"] for split in values) == 6
+    assert all(0 <= entry["mean"] <= 1 for split in values.values() for entry in split.values())
+    answers = [json.loads(line) for line in (smoke / "06_evaluation" / "base.answers.jsonl").read_text().splitlines()]
+    assert len({answer["answer"] for answer in answers}) > 1
+    assert all(len(answer["context_ids"]) == 2 for answer in answers)
+
+
+def test_a_second_run_does_nothing_and_says_so(smoke, real_cache):
+    before = {path: path.stat().st_mtime_ns for path in smoke.glob("*/*")}
+    done = call(command("ragbench"), "run", "params/smoke.yaml", "--out", str(smoke), cache=real_cache)
+    assert done.returncode == 0
+    assert "Nothing to do" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in smoke.glob("*/*")}
+
+
+def test_the_audit_runs_alone_under_papermill_and_gives_the_chains_metrics(smoke, tmp_path, real_cache):
+    out = tmp_path / "out.ipynb"
+    arguments = ["notebooks/01_audit.ipynb", str(out), "-f", "params/smoke.yaml", "-p", "run", str(tmp_path / "run")]
+    done = call(command("papermill"), *arguments, cache=real_cache)
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "run" / "01_audit" / "metrics.json").read_text())
+    assert alone == json.loads((smoke / "01_audit" / "metrics.json").read_text())
+
+
+def test_a_notebook_runs_from_its_own_folder_as_in_jupyterlab(tmp_path, real_cache, smoke):
+    out = tmp_path / "out.ipynb"
+    arguments = ["06_evaluation.ipynb", str(out), "-f", "../params/smoke.yaml", "-p", "run", str(tmp_path / "run")]
+    done = call(command("papermill"), *arguments, cache=real_cache, cwd=ROOT / "notebooks")
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "run" / "06_evaluation" / "metrics.json").read_text())
+    assert alone == json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
+
+
+def test_the_reports_show_nothing_of_this_machine(smoke, real_cache):
+    for path in [*smoke.glob("*/report.*"), smoke / "index.html"]:
+        text = path.read_text()
+        for secret in (str(ROOT), str(real_cache), str(Path.home()) + "/", sys.prefix):
+            assert secret not in text, f"{path.name} holds {secret}"
+
+
+def test_the_report_shows_the_questions_and_needs_no_network(smoke):
+    page = (smoke / "01_audit" / "report.html").read_text()
+    assert page.count('<details class="case">') == 3
+    assert page.count("data:image/png;base64,") >= 4
+    assert not re.search(r'(src|href)="https?://', page.split("</style>")[-1])
+    assert "<script" not in page
