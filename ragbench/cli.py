@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ragbench.errors import RagbenchError
+
+if TYPE_CHECKING:
+    from ragbench.workbench.execution import Experiment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 collection_app = typer.Typer(no_args_is_help=True, help="Look at and convert collections.")
@@ -121,7 +124,7 @@ def cache_clear(
     print(f"Freed {cache.clear(name) / 2**20:.1f} MiB")
 
 
-def _experiment(params: Path, out: Path | None):  # type: ignore[no-untyped-def]  # its class costs seconds to import
+def _experiment(params: Path, out: Path | None) -> "Experiment":
     from ragbench.collection.load import fingerprint, load_collection
     from ragbench.workbench.execution import Experiment
     from ragbench.workbench.params import declared, read_params_file

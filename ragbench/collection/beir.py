@@ -10,6 +10,7 @@ Layout (Thakur et al. 2021, https://github.com/beir-cellar/beir), with answers a
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ragbench.errors import RagbenchError
 from ragbench.files import atomic_path
 
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
+_SCORE = re.compile(r"[+-]?[0-9]{1,9}")
 SPLIT_ORDER = ("train", "dev", "test", "ood")
 
 
@@ -72,7 +74,7 @@ def _query_record(query: Query, split: str | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tags": list(query.tags)}
     if query.needs:
         metadata["needs"] = [list(group) for group in query.needs]
-    if split:
+    if split and not query.answerable:
         metadata["split"] = split
     return {"_id": query.id, "text": query.text, "answer": query.answer, "metadata": metadata}
 
@@ -98,13 +100,17 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise RagbenchError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}).") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+            raise RagbenchError(f"{path}, line {number}: JSON that cannot be read ({error}).") from error
         if not isinstance(record, dict):
             raise RagbenchError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}.")
         yield number, record
 
 
 def _string(record: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
-    value = record.get(key, default)
+    value = record.get(key)
+    if value is None:
+        value = default
     if value is None:
         raise RagbenchError(f"{where}: the field '{key}' is missing.")
     if not isinstance(value, str):
@@ -153,11 +159,13 @@ def _read_queries(path: Path) -> dict[str, Query]:
 
 def _query(query_id: str, record: dict[str, Any], where: str, line: int) -> Query:
     metadata = _metadata(record, where)
-    tags = _string_list(metadata.get("tags", []), "metadata.tags", where)
-    groups = metadata.get("needs", [])
+    tags = _string_list(metadata.get("tags") or [], "metadata.tags", where)
+    groups = metadata.get("needs") or []
     if not isinstance(groups, list):
         raise RagbenchError(f"{where}: 'metadata.needs' must be a list of lists of passage ids, found {groups!r}.")
     needs = tuple(_string_list(group, "metadata.needs", where) for group in groups)
+    if not all(needs):
+        raise RagbenchError(f"{where}: 'metadata.needs' has an empty group, which no passage can satisfy.")
     answer = None if record.get("answer") is None else _string(record, "answer", where)
     split = None if metadata.get("split") is None else _string(metadata, "split", where)
     text = _string(record, "text", where)
@@ -171,7 +179,7 @@ def _query(query_id: str, record: dict[str, Any], where: str, line: int) -> Quer
 def _string_list(value: Any, key: str, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise RagbenchError(f"{where}: '{key}' must be a list of strings, found {value!r}.")
-    return tuple(value)
+    return tuple(_string({key: item}, key, where) for item in value)
 
 
 def _read_qrels(folder: Path, queries: dict[str, Query]) -> dict[str, Qrels]:
@@ -216,10 +224,11 @@ def _read_qrels_file(path: Path, queries: dict[str, Query]) -> Qrels:
             raise RagbenchError(f"{where}: the query {query_id!r} is not in queries.jsonl.")
         if passage_id in qrels.get(query_id, {}):
             raise RagbenchError(f"{where}: the pair {query_id!r}, {passage_id!r} stands in the file already.")
-        try:
-            qrels.setdefault(query_id, {})[passage_id] = int(score)
-        except ValueError as error:
-            raise RagbenchError(f"{where}: the score {score!r} is no integer.") from error
+        if not _SCORE.fullmatch(score):
+            raise RagbenchError(f"{where}: the score {score[:40]!r} is no integer.")
+        if UNANSWERABLE in queries[query_id].tags:
+            raise RagbenchError(f"{where}: the query {query_id!r} is tagged {UNANSWERABLE} and has a gold passage.")
+        qrels.setdefault(query_id, {})[passage_id] = int(score)
     return qrels
 
 

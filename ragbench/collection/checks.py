@@ -14,6 +14,7 @@ from ragbench.collection.schema import Collection, corpus_ids, passage_texts
 
 OVERSIZED_CHARACTERS = 8000
 NEAR = 0.85
+_HASHES = 64
 _LANGUAGE_SAMPLE = 1000
 
 
@@ -97,29 +98,37 @@ def _languages(texts: list[str]) -> str:
 
 def _duplicates(collection: Collection) -> tuple[list[str], list[str]]:
     """Return exact and near duplicates, each as "later id = earlier id"."""
-    lsh = MinHashLSH(threshold=NEAR, num_perm=64)
-    first: dict[str, str] = {}
+    # 16 bands of 4 hashes propose nearly every pair above NEAR, and some below; the exact similarity decides.
+    lsh = MinHashLSH(num_perm=_HASHES, params=(16, 4))
+    first: dict[str, int] = {}
     exact: list[str] = []
     near: list[str] = []
-    ids = corpus_ids(collection).to_pylist()
-    # Only texts are compared: the title often is the very name that tells twins apart.
-    for passage_id, text in tqdm(
-        zip(ids, collection.corpus["text"], strict=True), total=len(ids), desc="comparing passages"
-    ):
-        words = text.lower().split()
-        if not words:
+    ids = corpus_ids(collection)
+    texts = collection.corpus["text"]  # not the titles: a title often is the very name that tells twins apart
+    for row, text in enumerate(tqdm(texts, desc="comparing passages", unit="passage")):
+        grams = _word_grams(text)
+        if not grams:
             continue
-        earlier = first.setdefault(" ".join(words), passage_id)
-        if earlier != passage_id:
-            exact.append(f"{passage_id} = {earlier}")
+        earlier = first.setdefault(" ".join(text.lower().split()), row)
+        if earlier != row:
+            exact.append(f"{ids[row]} = {ids[earlier]}")
             continue
-        sketch = MinHash(num_perm=64)
-        sketch.update_batch([" ".join(words[i : i + 3]).encode() for i in range(max(1, len(words) - 2))])
-        similar = lsh.query(sketch)
+        sketch = MinHash(num_perm=_HASHES)
+        sketch.update_batch([gram.encode() for gram in sorted(grams)])
+        similar = [other for other in lsh.query(sketch) if _jaccard(grams, _word_grams(texts[other])) >= NEAR]
         if similar:
-            near.append(f"{passage_id} ~ {min(similar)}")
-        lsh.insert(passage_id, sketch)
+            near.append(f"{ids[row]} ~ {ids[min(similar)]}")
+        lsh.insert(row, sketch)
     return exact, near
+
+
+def _word_grams(text: str) -> set[str]:
+    words = text.lower().split()
+    return {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))} if words else set()
+
+
+def _jaccard(one: set[str], two: set[str]) -> float:
+    return len(one & two) / len(one | two)
 
 
 def _shared_questions(collection: Collection) -> list[str]:

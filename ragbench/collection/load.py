@@ -8,6 +8,8 @@ from ragbench.collection.schema import Collection
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
 
+_ROWS = 10_000
+
 
 def load_collection(name: str, root: Path = Path()) -> Collection:
     """Return the embedded default (``pydocs``) or the collection in a folder; a relative path starts at `root`.
@@ -29,10 +31,12 @@ def load_collection(name: str, root: Path = Path()) -> Collection:
 def fingerprint(collection: Collection) -> str:
     """Return one SHA-256 over the passages, queries and qrels: equal for equal content, wherever it is stored."""
     parts: list[str] = []
-    for batch in collection.corpus.data.to_batches():
-        for column in batch.columns:
+    table = collection.corpus.data.table
+    for start in range(0, len(table), _ROWS):  # slices of our own: Arrow's batches depend on how the corpus was read
+        for column in table.slice(start, _ROWS).columns:
             parts.append(sha256_text(*column.to_pylist()))
     for query in collection.queries.values():
         parts.append(repr((query.id, query.text, query.answer, query.tags, query.needs)))
-    parts.append(repr({split: sorted(qrels.items()) for split, qrels in sorted(collection.qrels.items())}))
+    for split, qrels in sorted(collection.qrels.items()):
+        parts.append(repr((split, sorted((query_id, sorted(gold.items())) for query_id, gold in qrels.items()))))
     return sha256_text(*parts)

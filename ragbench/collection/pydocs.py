@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ragbench.collection.pydocs_modules import GATHERED_TOPICS, MODULES
+from ragbench.errors import RagbenchError
 
 MAX_CHARS = 1200
 MIN_WORDS = 5
@@ -61,12 +62,18 @@ def read_passages() -> tuple[Passage, ...]:
 
     Notebooks and libraries add to `builtins` and change standard classes; a fresh process, without site-packages and
     without the environment's settings (such as the one that drops docstrings), always reads the same.
+
+    Raises:
+        RagbenchError: the fresh process failed.
     """
     program = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
         "from ragbench.collection import pydocs; pydocs.print_passages()"
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, check=True)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        raise RagbenchError(f"This Python's own documentation could not be read: {' / '.join(reason)}")
     return tuple(Passage(**{**row, "names": tuple(row["names"])}) for row in json.loads(done.stdout))
 
 
@@ -196,10 +203,11 @@ def _signature(name: str, value: object) -> str:
         return ""
     try:
         signature = str(inspect.signature(value))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):  # functions written in C often have none
         return ""
-    # Default values that print as an address differ from run to run.
-    signature = re.sub(r"<([\w.]+)[^<>]* at 0x[0-9a-f]+>", r"<\1>", signature)
+    # What differs from run to run or from machine to machine: defaults that print as an address or as a path.
+    signature = re.sub(r"<(?:[^<>]|<[^<>]*>)*? at 0x[0-9a-f]+[^<>]*>", "...", signature)
+    signature = signature.replace(repr(sys.executable), "sys.executable")
     return name.rpartition(".")[2] + signature
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -155,4 +156,5 @@ def corpus_from_rows(rows: Iterable[tuple[str, str, str, str]], batch_size: int 
             flush()
     if pending:
         flush()
-    return Dataset(pa.Table.from_batches(batches, schema=CORPUS_COLUMNS))
+    # Without a fingerprint of our own, datasets would pickle the whole corpus to hash it.
+    return Dataset(pa.Table.from_batches(batches, schema=CORPUS_COLUMNS), fingerprint=uuid4().hex)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ragbench.files import write_text
 from ragbench.workbench.project import STAGES
-from ragbench.workbench.reports import TEMPLATES
+from ragbench.workbench.reports import TEMPLATES, shortened
 from ragbench.workbench.stages import META, read_meta
 from ragbench.workbench.tables import fill, metrics_rows
 
@@ -41,7 +41,7 @@ def write_index(run: Path) -> Path:
         rows=rows,
         plot=plot,
         stages=[(stage, metas.get(stage), (run / stage / "report.html").is_file()) for stage in STAGES],
-        parameters=_shareable({key: value for meta in metas.values() for key, value in meta["parameters"].items()}),
+        parameters={key: shortened(value) for meta in metas.values() for key, value in meta["parameters"].items()},
         versions=last.get("versions", {}),
         commit=last.get("git_commit"),
         hashes=[
@@ -51,11 +51,3 @@ def write_index(run: Path) -> Path:
     )
     write_text(run / "index.html", page)
     return run / "index.html"
-
-
-def _shareable(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Shorten parameters that are absolute paths: the page goes to colleagues."""
-    return {
-        key: f"…/{Path(value).name}" if isinstance(value, str) and value[:1] in ("/", "~") else value
-        for key, value in parameters.items()
-    }

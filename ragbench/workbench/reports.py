@@ -52,6 +52,12 @@ def scrubbed(notebook: NotebookNode, root: Path, parameters: Mapping[str, Any]) 
     return nbformat.from_dict(clean(notebook))
 
 
+def shortened(value: Any) -> Any:
+    """Return a parameter's value as others may see it: of an absolute path only the last part."""
+    is_absolute = isinstance(value, str) and value.startswith(("/", "~"))
+    return f"…/{Path(value).name}" if is_absolute else value
+
+
 def _replacements(root: Path, parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
     secrets = {
         value
@@ -59,9 +65,7 @@ def _replacements(root: Path, parameters: Mapping[str, Any]) -> list[tuple[str, 
         if name.upper().endswith(_SECRET_ENDINGS) and len(value) >= _SHORTEST_SECRET
     }
     paths = {
-        value: f"…/{Path(value).name}"
-        for value in parameters.values()
-        if isinstance(value, str) and value[:1] in "/~" and value
+        value: shortened(value) for value in parameters.values() if isinstance(value, str) and shortened(value) != value
     }
     places = [(f"{root}/", ""), (str(root), "."), (str(cache_folder()), "$RAGBENCH_CACHE"), (str(Path.home()), "~")]
     # Longest first, so that a folder inside another is not cut in half.
