@@ -59,6 +59,8 @@ def resolve_model(name: str, revision: str = "") -> Path:
     Raises:
         RagbenchError: the model is not to be had, is damaged, or holds no safetensors.
     """
+    if not name:
+        raise RagbenchError(f"The name of a model is empty. Packaged models: {', '.join(PACKAGED)}.")
     if name in PACKAGED:
         return _packaged(name)
     local = Path(name).expanduser()
@@ -137,17 +139,21 @@ def _from_hub(name: str, revision: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
     except Exception as error:
         # The hub client raises many kinds (no network, no such repository, gated, no such revision): all end here.
+        at = f" --revision {revision}" if revision else ""
         raise RagbenchError(
-            f"Model '{name}' is not packaged, not a local folder, and could not be had from the Hugging Face hub "
-            f"({type(error).__name__}: {error}). On a machine with a network run `hf download {name} --local-dir "
+            f"Model '{name}'{at} is not packaged, not a local folder, and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}: {error}). On a machine with a network run `hf download {name}{at} --local-dir "
             f"DIR` and give DIR as the model's name, or use a packaged model: {', '.join(PACKAGED)}."
         ) from error
 
 
 def _with_safetensors(folder: Path, name: str) -> Path:
-    if not any(folder.rglob("*.safetensors")):
+    safe = {path.parent for path in folder.rglob("*.safetensors")}
+    pickled = {path.parent for path in folder.rglob("pytorch_model*.bin")} - safe
+    if not safe or pickled:
+        where = next(iter(sorted(pickled)), folder)
         raise RagbenchError(
-            f"Model '{name}': {folder} holds no .safetensors file. Pickled weights are not loaded; "
-            "convert them with `save_pretrained(..., safe_serialization=True)`."
+            f"Model '{name}': {where} holds no .safetensors file. Pickled weights are not loaded; convert them with "
+            "`save_pretrained(..., safe_serialization=True)`."
         )
     return folder

@@ -7,16 +7,20 @@ import re
 from collections import Counter
 from collections.abc import Collection as Container
 
-CITATION = re.compile(r"\[([^\[\]\s]+)\]")
+CITATION = re.compile(r"(?<![\w)`])\[([^\[\]\s]+)\]")
+"""An id in square brackets that does not follow a word: ``d[key]`` is code, not a citation."""
 HOUSE_STYLE = r".*\S (\[[^\[\]\s]+\] ?)+"
 """The default form: text that ends with one or more sources in square brackets."""
 
 _REFUSAL = re.compile(
     r"\[none\]"
-    r"|\b(documents?|passages?|context|text|sources?)\b.{0,20}\b(do|does|did)(n't| not) "
+    # "The documents do not say", as a sentence of its own: "returns -1 if the text does not contain it" is an answer.
+    r"|(^|[.!?:]\s+)(sorry, |unfortunately, )?(the |these |this |your )?(provided |given )?"
+    r"(documents?|documentation|passages?|context|sources?)\b.{0,20}\b(do|does|did)(n't| not) "
     r"(say|tell|mention|contain|state|provide)"
-    r"|\b(not|n't) (mentioned|stated|specified|provided) in the\b"
-    r"|\b(cannot|can't|unable to|can not) (answer|be answered|determine)",
+    r"|(\bnot|n't) (mentioned|stated|specified|provided) in the (documents?|documentation|passages?|context|sources?)\b"
+    r"|\b(i|we)( am|'m| are|'re)? (cannot|can't|can not|unable to) (answer|determine)"
+    r"|\b(cannot|can't|can not) be answered",
     re.IGNORECASE,
 )
 _ARTICLES = {"a", "an", "the"}
@@ -57,7 +61,7 @@ def conforms(answer: str, pattern: str = HOUSE_STYLE) -> float:
 
 def refuses(answer: str) -> bool:
     """Whether the answer says that the documents do not tell."""
-    return _REFUSAL.search(answer) is not None
+    return _REFUSAL.search(answer.replace("\u2019", "'")) is not None
 
 
 def refusal(answer: str, answerable: bool) -> float:

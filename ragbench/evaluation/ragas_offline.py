@@ -27,21 +27,20 @@ from ragas.metrics.collections import SemanticSimilarity
 def context_scores(context_ids: Sequence[str], groups: Sequence[frozenset[str]]) -> tuple[float | None, float | None]:
     """Return (context precision, context recall) of one question; None for both if it needs no passage.
 
-    Where one passage of a group suffices, the group counts as found when any of its passages is shown, and only then is
-    it one of RAGAS's reference ids.
+    Precision is over passages. Recall is over groups, which are RAGAS's reference ids here: a group is found when any
+    of its passages is shown.
     """
     if not groups:
         return None, None
     if not context_ids:
         return 0.0, 0.0
     gold = set().union(*groups)
-    needed = [next((passage_id for passage_id in context_ids if passage_id in group), min(group)) for group in groups]
-    shown = list(context_ids)
+    hit = [number for number, group in enumerate(groups) if not group.isdisjoint(context_ids)]
     precision = IDBasedContextPrecision().single_turn_score(
-        SingleTurnSample(retrieved_context_ids=shown, reference_context_ids=sorted(gold))
+        SingleTurnSample(retrieved_context_ids=list(context_ids), reference_context_ids=sorted(gold))
     )
     recall = IDBasedContextRecall().single_turn_score(
-        SingleTurnSample(retrieved_context_ids=shown, reference_context_ids=needed)
+        SingleTurnSample(retrieved_context_ids=hit, reference_context_ids=list(range(len(groups))))
     )
     return float(precision), float(recall)
 

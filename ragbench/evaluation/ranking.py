@@ -23,7 +23,10 @@ def ranking_scores(queries: list[Query], qrels: dict[str, dict[str, int]], run: 
     judged = {query.id: qrels[query.id] for query in queries if any(score > 0 for score in qrels[query.id].values())}
     if not judged:
         return pd.DataFrame(columns=["metric", "query_id", "value"])
-    found = {query_id: run.get(query_id, {}) for query_id in judged}
+    # Positions rather than scores: trec_eval would order ties, and scores equal in float32, in a way of its own.
+    found = {
+        query_id: {name: -float(position) for position, name in enumerate(run.get(query_id, {}))} for query_id in judged
+    }
     names = {measure: name for name, measure in RANKING_METRICS.items()}
     values = {
         (names[row.measure], row.query_id): row.value

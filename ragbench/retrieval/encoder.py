@@ -166,6 +166,8 @@ def load_sentence_transformer(folder: Path, max_tokens: int, device: str, dtype:
     # Importing takes seconds, which a run that finds everything in the cache need not spend.
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device=device, model_kwargs={"dtype": dtype}, local_files_only=True)
+    model = SentenceTransformer(
+        str(folder), device=device, model_kwargs={"dtype": dtype, "use_safetensors": True}, local_files_only=True
+    )
     model.max_seq_length = max_tokens
     return model.eval()

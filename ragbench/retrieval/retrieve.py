@@ -43,6 +43,8 @@ def retrieve(collection: Collection, queries: list[Query], retriever: Retriever)
     Raises:
         RagbenchError: an unknown method or index, or a model that cannot be had.
     """
+    if not queries:
+        return {}
     if retriever.method == "dense":
         return _dense_run(collection, queries, retriever)
     sparse = bm25_run(collection, queries, retriever.depth, retriever.bm25_k1, retriever.bm25_b)

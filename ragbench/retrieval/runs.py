@@ -1,5 +1,6 @@
 """Runs: which passages a retriever found for each query, and the TREC files they are kept in."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,14 +46,20 @@ def read_run(path: Path) -> Run:
     """Read a TREC run; within a query the passages are ordered by score.
 
     Raises:
-        RagbenchError: a line has not six columns, or its score is no number.
+        RagbenchError: the file cannot be read, a line has not six columns, or a score is no finite number.
     """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RagbenchError(f"{path} cannot be read as a TREC run: {error}.") from error
     run: dict[str, list[tuple[str, float]]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
+    for number, line in enumerate(lines, start=1):
         try:
-            query_id, _, passage_id, _, score, _ = fields
-            run.setdefault(query_id, []).append((passage_id, float(score)))
+            query_id, _, passage_id, _, text, _ = line.split()
+            score = float(text)
         except ValueError as error:
             raise RagbenchError(f"{path}, line {number}: not a line of a TREC run (six columns): {line!r}.") from error
+        if not math.isfinite(score):
+            raise RagbenchError(f"{path}, line {number}: the score {text} is no finite number.")
+        run.setdefault(query_id, []).append((passage_id, score))
     return {query_id: ranked(scores) for query_id, scores in run.items()}

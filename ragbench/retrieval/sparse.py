@@ -1,6 +1,9 @@
 """BM25 with bm25s (Lù 2024, https://github.com/xhluca/bm25s)."""
 
+from itertools import islice
+
 import bm25s
+import numpy as np
 
 from ragbench.collection.schema import Collection, Query, corpus_ids, passage_texts
 from ragbench.retrieval.runs import Run, ranked
@@ -12,14 +15,24 @@ def bm25_run(collection: Collection, queries: list[Query], depth: int, k1: float
     `k1` and `b` default to the values that Anserini established on MS MARCO and BEIR. Passages that share no word with
     the query are left out.
     """
+    tokenized = _tokenize(passage_texts(collection).to_pylist())
+    if not any(tokenized):
+        return {query.id: {} for query in queries}
     index = bm25s.BM25(method="lucene", k1=k1, b=b)
-    texts = passage_texts(collection).to_pylist()
-    index.index(bm25s.tokenize(texts, stopwords=None, show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize([q.text for q in queries], stopwords=None, show_progress=False, return_ids=False)
-    rows, scores = index.retrieve(tokens, k=min(depth, len(texts)), show_progress=False)
+    index.index(tokenized, show_progress=False)
     ids = corpus_ids(collection)
     run: Run = {}
-    for query, query_rows, query_scores in zip(queries, rows, scores, strict=True):
-        found = [(ids[int(row)].as_py(), float(s)) for row, s in zip(query_rows, query_scores, strict=True) if s > 0]
-        run[query.id] = ranked(found)
+    for query, words in zip(queries, _tokenize([query.text for query in queries]), strict=True):
+        known = [word for word in words if word in index.vocab_dict]
+        scores = index.get_scores(known) if known else np.zeros(len(ids), dtype=np.float32)
+        # All passages that tie with the last place are compared by id: a partial sort would keep any of them.
+        last = max(float(np.partition(scores, -depth)[-depth]), 0.0) if depth < len(scores) else 0.0
+        rows = np.flatnonzero((scores >= last) & (scores > 0))
+        found = ranked((ids[int(row)].as_py(), float(scores[row])) for row in rows)
+        run[query.id] = dict(islice(found.items(), depth))
     return run
+
+
+def _tokenize(texts: list[str]) -> list[list[str]]:
+    # One-letter words count too: C and R are names.
+    return bm25s.tokenize(texts, token_pattern=r"(?u)\b\w+\b", stopwords=None, show_progress=False, return_ids=False)

@@ -60,8 +60,9 @@ def test_fusion_is_reciprocal_rank_fusion_of_dense_and_bm25(toy, tiny_encoder):
 
 @pytest.mark.parametrize("method", ["dense", "bm25", "fusion"])
 def test_depth_limits_every_method(toy, tiny_encoder, method):
-    run = retrieve(toy, [Query("q", "cats dogs fish birds")], retriever(tiny_encoder, method=method, depth=2))
-    whole = retrieve(toy, [Query("q", "cats dogs fish birds")], retriever(tiny_encoder, method=method))
+    queries = [Query("q", "cats cats cats dogs dogs fish birds")]
+    run = retrieve(toy, queries, retriever(tiny_encoder, method=method, depth=2))
+    whole = retrieve(toy, queries, retriever(tiny_encoder, method=method))
     assert len(run["q"]) == 2 and len(whole["q"]) == 4
     if method != "fusion":
         assert list(run["q"]) == list(whole["q"])[:2]
