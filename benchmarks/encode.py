@@ -61,7 +61,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             os.environ["RAGBENCH_CACHE"] = cache
             encoder = open_encoder("all-MiniLM-L6-v2", device="cpu")
-            load_sentence_transformer(encoder.folder, 256, "cpu", encoder.dtype).encode(warm_up)
+            load_sentence_transformer(encoder.folder, encoder.key, 256, "cpu", encoder.dtype).encode(warm_up)
             for variant in ("cold", "warm"):
                 started = time.perf_counter()
                 vectors = encode(encoder, texts, "passage")

@@ -79,16 +79,23 @@ def read_answers(path: Path) -> list[Answer]:
     """Read answers.jsonl.
 
     Raises:
-        RagbenchError: a line is no JSON object or lacks a field.
+        RagbenchError: the file cannot be read, or a line is no JSON object or lacks a field.
     """
     answers: list[Answer] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        # Not splitlines(): an answer may hold characters that it takes for line ends.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RagbenchError(f"{path} cannot be read as answers: {error}.") from error
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         try:
             record = json.loads(line)
             values = {field.name: record[field.name] for field in fields(Answer)}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            for name in ("context_ids", "cut_ids"):
+                if not isinstance(values[name], list):
+                    raise TypeError(f"'{name}' must be a list")
+                values[name] = tuple(values[name])
+        except (ValueError, KeyError, TypeError) as error:
             raise RagbenchError(f"{path}, line {number}: not an answer ({type(error).__name__}: {error}).") from error
-        values["context_ids"] = tuple(values["context_ids"])
-        values["cut_ids"] = tuple(values["cut_ids"])
         answers.append(Answer(**values))
     return answers

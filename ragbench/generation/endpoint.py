@@ -16,12 +16,16 @@ from ragbench.files import sha256_text
 from ragbench.generation.answers import Completion, cache_completions, cached_completions
 from ragbench.generation.prompts import Message
 
-CHARACTERS_PER_TOKEN = 3.0
+CHARACTERS_PER_TOKEN = 3
 
 
 def count_tokens(text: str) -> int:
-    """Estimate a text's tokens from above, at three characters each: a served model does not tell its tokenizer."""
-    return int(len(text) / CHARACTERS_PER_TOKEN) + 1
+    """Estimate a text's tokens from above: a served model does not tell its tokenizer.
+
+    Three ASCII characters count as a token, and every other character as one.
+    """
+    ascii_characters = sum(character.isascii() for character in text)
+    return ascii_characters // CHARACTERS_PER_TOKEN + len(text) - ascii_characters + 1
 
 
 def complete(
@@ -63,16 +67,19 @@ def _key(base_url: str, model: str, max_new_tokens: int, messages: Sequence[Mess
 def _ask_all(
     client: openai.OpenAI, model: str, waiting: dict[str, Sequence[Message]], max_new_tokens: int, concurrency: int
 ) -> dict[str, Completion]:
-    done: dict[str, Completion] = {}
+    def ask(key: str) -> Completion:
+        completion = _ask(client, model, waiting[key], max_new_tokens)
+        # In the worker, so that answers on their way are kept when another question ends the run.
+        cache_completions({key: completion})
+        return completion
+
     pool = ThreadPoolExecutor(concurrency)
     try:
-        asked = {pool.submit(_ask, client, model, messages, max_new_tokens): key for key, messages in waiting.items()}
-        for future in tqdm(as_completed(asked), total=len(asked), desc="answering", unit="question"):
-            done[asked[future]] = future.result()
-            cache_completions({asked[future]: done[asked[future]]})
+        asked = {pool.submit(ask, key): key for key in waiting}
+        finished = tqdm(as_completed(asked), total=len(asked), desc="answering", unit="question")
+        return {asked[future]: future.result() for future in finished}
     finally:
         pool.shutdown(cancel_futures=True)
-    return done
 
 
 def _ask(client: openai.OpenAI, model: str, messages: Sequence[Message], max_new_tokens: int) -> Completion:
@@ -85,27 +92,28 @@ def _ask(client: openai.OpenAI, model: str, messages: Sequence[Message], max_new
             temperature=0,
         )
         text = (reply.choices[0].message.content or "").strip()
-        reason = reply.choices[0].finish_reason or "stop"
-        usage = reply.usage
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        reason = reply.choices[0].finish_reason
+        counts = (reply.usage.prompt_tokens, reply.usage.completion_tokens) if reply.usage else (0, 0)
+    except openai.APITimeoutError:
+        return _failed(started)
     except openai.APIConnectionError as error:
-        if isinstance(error, openai.APITimeoutError):
-            return Completion("", 0, 0, time.perf_counter() - started, "error")
         raise RagbenchError(
-            f"{client.base_url} cannot be reached ({error}). Start the server or correct generator_endpoint; the "
-            "answers so far are cached, so running again goes on from here."
-        ) from error
-    except (
-        openai.RateLimitError,
-        openai.InternalServerError,
-        openai.APIResponseValidationError,
-        IndexError,
-        AttributeError,
-    ):
-        return Completion("", 0, 0, time.perf_counter() - started, "error")
+            f"{client.base_url} cannot be reached ({error.__cause__ or error}). Start the server or correct "
+            "generator_endpoint; the answers so far are cached, so running again goes on from here."
+        ) from None
+    except (openai.RateLimitError, openai.InternalServerError):
+        return _failed(started)
     except openai.APIStatusError as error:
+        # Servers have been seen to repeat the key in their refusal; a traceback would show it in the notebook.
+        message = error.message.replace(client.api_key, "***")
         raise RagbenchError(
-            f"{client.base_url} refuses the request with status {error.status_code}: {error.message} Check the model's "
+            f"{client.base_url} refuses the request with status {error.status_code}: {message} Check the model's "
             "name and, in the environment, RAGBENCH_API_KEY or OPENAI_API_KEY."
-        ) from error
+        ) from None
+    except (openai.APIResponseValidationError, ValueError, TypeError, IndexError, AttributeError):
+        return _failed(started)  # status 200, but no answer in it
     return Completion(text, *counts, time.perf_counter() - started, "length" if reason == "length" else "stop")
+
+
+def _failed(started: float) -> Completion:
+    return Completion("", 0, 0, time.perf_counter() - started, "error")

@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +21,8 @@ from ragbench.models import model_hash, resolve_model
 
 def token_counter(model: str, revision: str = "") -> TokenCount:
     """Return a function that counts a text's tokens as this model's tokenizer does."""
-    tokenizer = _load_tokenizer(resolve_model(model, revision))
+    folder = resolve_model(model, revision)
+    tokenizer = _load_tokenizer(folder, model_hash(folder))
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -47,14 +49,15 @@ def complete(
     folder = resolve_model(model, revision)
     where = choose_device(device)
     precision = choose_dtype(where, dtype)
-    tokenizer = _load_tokenizer(folder)
+    version = model_hash(folder)
+    tokenizer = _load_tokenizer(folder, version)
     texts = [render(tokenizer, messages) for messages in conversations]
-    base = sha256_text(model_hash(folder), str(precision), where.split(":")[0], f"greedy {max_new_tokens}")
+    base = sha256_text(version, str(precision), where.split(":")[0], f"greedy {max_new_tokens}")
     keys = [sha256_text(base, text) for text in texts]
     done = cached_completions(keys)
     waiting = {key: text for key, text in zip(keys, texts, strict=True) if key not in done}
     if waiting:
-        network = _load_model(folder, where, precision)
+        network = _load_model(folder, version, where, precision)
         prompts = {key: tokenizer(text, add_special_tokens=False)["input_ids"] for key, text in waiting.items()}
         _check_lengths(network, prompts, max_new_tokens, model)
         with tqdm(total=len(prompts), desc="answering", unit="question") as bar:
@@ -71,7 +74,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
     """Return the prompt's text in the model's chat template, or plainly for a model without one."""
     if tokenizer.chat_template is None:
         return "\n\n".join(message["content"] for message in messages) + "\n\nAnswer:"
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+    except TemplateError:
+        # Some templates know no system role: then the instruction opens the user's message.
+        merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
+        return str(tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True))
 
 
 def _batches(prompts: dict[str, list[int]], rows: int, tokens: int, new_tokens: int) -> Iterator[list[str]]:
@@ -121,10 +129,11 @@ def _greedy_by_generate(
 ) -> list[list[int]]:
     """Do what `decoding.greedy` does with the library's `generate`, for models with other kinds of cache."""
     width = max(map(len, prompts))
-    ids = torch.tensor([[ends[0]] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=network.device)
+    padding = ends[0] if ends else 0
+    ids = torch.tensor([[padding] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=network.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=network.device)
     config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=ends[0], eos_token_id=list(ends)
+        do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=padding, eos_token_id=list(ends) or None
     )
     rows = network.generate(  # type: ignore[operator]
         input_ids=ids, attention_mask=mask, generation_config=config
@@ -133,12 +142,15 @@ def _greedy_by_generate(
     return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
 
 
+# `version` is the model's hash: a folder whose files were replaced is loaded anew.
 @lru_cache(maxsize=2)
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _load_tokenizer(folder: Path, version: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @lru_cache(maxsize=1)
-def _load_model(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(folder: Path, version: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    # Only the end tokens of the model's settings: penalties and sampling would make the answers other than greedy.
+    network.generation_config = GenerationConfig(eos_token_id=network.generation_config.eos_token_id)
     return network.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the signature

@@ -11,6 +11,8 @@ INSTRUCTION = (
     f"If the passages do not tell, say: {REFUSAL}"
 )
 
+MIN_CUT_CHARACTERS = 40
+
 Message = dict[str, str]
 TokenCount = Callable[[str], int]
 
@@ -44,7 +46,7 @@ def build_prompt(
     """Number the passages, name each by its id, and cut from the last one what exceeds `max_context_tokens`.
 
     The first passages are shown whole as long as they fit; the one that does not fit is cut at a word and those after
-    it are left out. A passage of which fewer than eight words would remain is left out whole.
+    it are left out. A passage of which fewer than `MIN_CUT_CHARACTERS` would remain is left out whole.
     """
     shown: list[str] = []
     used = whole = 0
@@ -68,12 +70,13 @@ def build_prompt(
 
 
 def _words_that_fit(head: str, text: str, budget: int, count_tokens: TokenCount) -> str:
-    words = text.split(" ")
-    low, high = 0, len(words)
+    low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        if count_tokens(head + " ".join(words[:middle]) + " …\n\n") <= budget:
+        if count_tokens(f"{head}{text[:middle]} …\n\n") <= budget:
             low = middle
         else:
             high = middle - 1
-    return " ".join(words[:low]) + " …" if low >= 8 else ""
+    # Back to the last whole word; text that is written without spaces is cut where it is.
+    cut = text[:low].rpartition(" ")[0] or text[:low]
+    return f"{cut} …" if len(cut) >= MIN_CUT_CHARACTERS else ""

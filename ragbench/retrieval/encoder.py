@@ -157,12 +157,17 @@ def _forward(encoder: Encoder, texts: list[str], kind: str) -> np.ndarray:
 
 
 def _sentence_transformer(encoder: Encoder) -> "SentenceTransformer":
-    return load_sentence_transformer(encoder.folder, encoder.max_tokens, encoder.device, encoder.dtype)
+    return load_sentence_transformer(encoder.folder, encoder.key, encoder.max_tokens, encoder.device, encoder.dtype)
 
 
 @lru_cache(maxsize=2)
-def load_sentence_transformer(folder: Path, max_tokens: int, device: str, dtype: torch.dtype) -> "SentenceTransformer":
-    """Load a bi-encoder for inference; the last two stay in memory."""
+def load_sentence_transformer(
+    folder: Path, version: str, max_tokens: int, device: str, dtype: torch.dtype
+) -> "SentenceTransformer":
+    """Load a bi-encoder for inference; the last two stay in memory.
+
+    `version` is a hash of the model: a folder whose files were replaced is loaded anew.
+    """
     # Importing takes seconds, which a run that finds everything in the cache need not spend.
     from sentence_transformers import SentenceTransformer
 

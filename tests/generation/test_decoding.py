@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,32 @@ def test_dropping_ended_rows_does_not_change_the_others(network, prompts, ends: 
 def test_reading_in_parts_of_any_size_gives_the_same(network, prompts, ends: list[int], monkeypatch, budget: int):
     monkeypatch.setattr(decoding, "CPU_PREFILL_TOKENS", budget)
     assert greedy(network, prompts, max_new_tokens=20, ends=ends) == row_by_row(network, prompts, 20, ends)
+
+
+@pytest.fixture
+def shapes(network: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
+    """Return the (rows, tokens) that the network reads, call by call."""
+    seen: list[tuple[int, int]] = []
+    hook = network.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+def test_no_more_padded_tokens_are_read_at_once_than_the_budget_unless_one_prompt_has_more(
+    network, prompts, monkeypatch, shapes: list[tuple[int, int]]
+):
+    monkeypatch.setattr(decoding, "CPU_PREFILL_TOKENS", 50)
+    greedy(network, prompts, max_new_tokens=1, ends=[])
+    assert shapes == [(1, 61), (1, 40), (1, 40), (2, 23), (3, 9)]  # for prompts of 61, 40, 40, 23, 22, 9, 3, 1
+
+
+def test_rows_that_have_ended_are_no_longer_computed(network, prompts, ends: list[int], shapes: list[tuple[int, int]]):
+    longest = sum(len(row) == 20 for row in row_by_row(network, prompts, 20, ends))
+    shapes.clear()
+    greedy(network, prompts, max_new_tokens=20, ends=ends)
+    assert longest <= shapes[-1][0] < len(prompts)
 
 
 @given(st.lists(st.lists(st.integers(2, 399), min_size=1, max_size=20), min_size=1, max_size=6), st.integers(1, 6))

@@ -82,7 +82,7 @@ def test_a_passage_that_the_corpus_lacks_is_named(toy, queries, generator: Gener
 
 
 def test_an_unknown_backend_is_an_error_that_names_the_two(toy, queries):
-    with pytest.raises(RagbenchError, match="cloud.*local.*endpoint"):
+    with pytest.raises(RagbenchError, match=r"cloud.*local.*endpoint"):
         answer_run(toy, queries, RUN, Generator(backend="cloud"))
 
 

@@ -69,11 +69,19 @@ def test_passages_after_the_cut_one_are_left_out_even_if_they_would_fit():
     assert CATS.text not in context(prompt)
 
 
-@pytest.mark.parametrize(("budget", "shown"), [(10, ()), (11, ("long",))])
-def test_a_passage_is_left_out_when_fewer_than_eight_words_would_remain(budget: int, shown: tuple[str, ...]):
-    prompt = build([long_passage("long", 50), CATS], budget)
-    assert (prompt.context_ids, prompt.cut_ids) == (shown, ("long", "p1"))
-    assert words(context(prompt)) == (11 if shown else 0)
+def test_a_passage_of_which_next_to_nothing_would_remain_is_left_out():
+    # "1. [long] Title w1 … …" has three words more than are kept of the text; 12 words are 36 characters, 15 are 45.
+    assert build([long_passage("long", 50), CATS], 15).context_ids == ()
+    kept = build([long_passage("long", 50), CATS], 18)
+    assert (kept.context_ids, kept.cut_ids) == (("long",), ("long", "p1"))
+    assert words(context(kept)) == 18
+
+
+def test_a_text_without_spaces_is_cut_too():
+    cats = Passage("neko", "", "猫" * 3000, "d")
+    prompt = build_prompt("q", "?", [cats, CATS], count_tokens=len, max_context_tokens=500)
+    assert (prompt.context_ids, prompt.cut_ids) == (("neko",), ("neko", "p1"))
+    assert 400 < context(prompt).count("猫") < 500
 
 
 def test_without_passages_the_user_message_is_the_question():
@@ -130,7 +138,7 @@ def test_all_passages_are_shown_whole_when_the_budget_allows(passages: list[Pass
     assert (len(prompt.context_ids), prompt.cut_ids) == (len(passages), ())
 
 
-@pytest.mark.parametrize("budget", [0, 30, 100, 333])
+@pytest.mark.parametrize("budget", [0, 60, 100, 333])
 def test_the_budget_holds_in_tokens_of_the_model(tiny_generator: Path, budget: int):
     count = token_counter(str(tiny_generator))
     passages = [Passage(f"p.{i}", "bab", "dek unusual-word bip gop " * 12, "d") for i in range(3)]

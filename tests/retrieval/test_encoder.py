@@ -32,7 +32,7 @@ def plain(folder, texts, max_tokens=256):
 @contextmanager
 def counted_batches(encoder):
     """Collect how many texts each forward pass of the loaded model gets."""
-    model = load_sentence_transformer(encoder.folder, encoder.max_tokens, encoder.device, encoder.dtype)
+    model = load_sentence_transformer(encoder.folder, encoder.key, encoder.max_tokens, encoder.device, encoder.dtype)
     sizes = []
     hook = model[0].register_forward_hook(lambda _module, given, _out: sizes.append(len(given[0]["input_ids"])))
     try:

@@ -246,5 +246,5 @@ VALUES = st.fixed_dictionaries(
 def test_whatever_yaml_writes_of_the_right_types_is_read_back(tmp_path_factory, values):
     folder = tmp_path_factory.mktemp("params")
     path = folder / "any.yaml"
-    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     assert read_params_file(path, declared_in(write_notebook(folder / "01_audit.ipynb", CELL))) == values
