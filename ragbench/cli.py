@@ -108,8 +108,8 @@ def collection_export(
     from ragbench.collection.beir import write_collection
     from ragbench.collection.load import load_collection
 
-    if folder.exists() and any(folder.iterdir()):
-        raise RagbenchError(f"{folder} is not empty; give a new folder.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RagbenchError(f"{folder} is a file, or not empty; give a new folder.")
     write_collection(load_collection(path), folder)
     print(f"Written: {folder}")
 
@@ -133,7 +133,7 @@ def _experiment(params: Path, out: Path | None) -> "Experiment":
     root = project_root()
     known = declared(root)
     values = read_params_file(params, known)
-    folder = out.resolve() if out else root / values.get("run", f"runs/{params.stem}")
+    folder = out.resolve() if out else root / Path(values.get("run", f"runs/{params.stem}")).expanduser()
     collection = load_collection(values.get("collection", known["collection"].default), root)
     return Experiment(root, folder, known, values, {"collection": fingerprint(collection)})
 

@@ -16,10 +16,11 @@ from papermill.exceptions import PapermillExecutionError
 from ragbench.errors import RagbenchError
 from ragbench.workbench.params import Parameter, stage_values
 from ragbench.workbench.project import STAGES, notebook_path
-from ragbench.workbench.reports import save_report, scrub_file
+from ragbench.workbench.reports import save_report, scrub_file, scrub_text
 from ragbench.workbench.stages import META, REPORTS, check_outputs, code_hash, read_meta
 
 KERNEL = "python3"
+_CAUSE_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,16 @@ def _execute(experiment: Experiment, stage: str) -> None:
             log_output=False,
         )
     except PapermillExecutionError as error:
-        _keep_failed(experiment, executed, failed)
+        _keep_failed(executed, failed, experiment.root, parameters)
+        # papermill counts from 0, and puts one cell of its own after the parameters.
+        cause = scrub_text(_plain(f"{error.ename}: {error.evalue}"), experiment.root, parameters)
         raise StageFailed(
-            f"{_relative(source, experiment.root)} failed in cell {error.cell_index + 1} (In [{error.exec_count}]): "
-            f"{error.ename}: {_plain(error.evalue)}\n"
+            f"{_relative(source, experiment.root)} failed in cell {error.cell_index} (In [{error.exec_count}]): "
+            f"{cause}\n"
             f"The executed notebook is kept: {_relative(failed, experiment.root)}. Run the command again to resume."
         ) from error
     except DeadKernelError as error:
-        _keep_failed(experiment, executed, failed)
+        _keep_failed(executed, failed, experiment.root, parameters)
         raise StageFailed(
             f"{_relative(source, experiment.root)}: its Python process died, most often for want of memory. The "
             f"executed notebook is kept: {_relative(failed, experiment.root)}. Run the command again to resume."
@@ -153,10 +156,10 @@ def _execute(experiment: Experiment, stage: str) -> None:
     executed.unlink()
 
 
-def _keep_failed(experiment: Experiment, executed: Path, failed: Path) -> None:
+def _keep_failed(executed: Path, failed: Path, root: Path, parameters: Mapping[str, Any]) -> None:
     if executed.is_file():
         executed.replace(failed)
-        scrub_file(failed, experiment.root, experiment.values)
+        scrub_file(failed, root, parameters)
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -164,4 +167,5 @@ def _relative(path: Path, root: Path) -> str:
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text).strip()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
+    return "\n".join([*lines[:_CAUSE_LINES], "…"] if len(lines) > _CAUSE_LINES else lines)

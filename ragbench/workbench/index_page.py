@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ragbench.files import write_text
 from ragbench.workbench.project import STAGES
 from ragbench.workbench.reports import TEMPLATES, shortened
@@ -41,7 +43,12 @@ def write_index(run: Path) -> Path:
         rows=rows,
         plot=plot,
         stages=[(stage, metas.get(stage), (run / stage / "report.html").is_file()) for stage in STAGES],
-        parameters={key: shortened(value) for meta in metas.values() for key, value in meta["parameters"].items()},
+        parameters=yaml.safe_dump(
+            {key: shortened(value) for meta in metas.values() for key, value in meta["parameters"].items()},
+            sort_keys=False,
+            allow_unicode=True,
+            width=10_000,
+        ),
         versions=last.get("versions", {}),
         commit=last.get("git_commit"),
         hashes=[

@@ -55,12 +55,18 @@ def declared_in(path: Path) -> dict[str, Parameter]:
     cells = [cell.source for cell in notebook.cells if TAG in cell.metadata.get("tags", [])]
     if len(cells) != 1:
         raise RagbenchError(f"{path}: expected one cell tagged '{TAG}', found {len(cells)}.")
+    try:
+        statements = ast.parse(cells[0]).body
+    except SyntaxError as error:
+        raise RagbenchError(f"{path}, parameters cell, line {error.lineno}: {error.msg}.") from error
     comments = _comments(cells[0])
-    return {
-        parameter.name: parameter
-        for statement in ast.parse(cells[0]).body
-        for parameter in [_parameter(statement, comments, path)]
-    }
+    found: dict[str, Parameter] = {}
+    for statement in statements:
+        parameter = _parameter(statement, comments, path)
+        if parameter.name in found:
+            raise RagbenchError(f"{path}, parameters cell, line {statement.lineno}: '{parameter.name}' stands twice.")
+        found[parameter.name] = parameter
+    return found
 
 
 def _comments(source: str) -> dict[int, str]:
@@ -77,7 +83,7 @@ def _parameter(statement: ast.stmt, comments: dict[int, str], path: Path) -> Par
         raise RagbenchError(f"{line}: '{statement.target.id}' has no trailing comment that says what it is for.")
     try:
         default = ast.literal_eval(statement.value)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RagbenchError(f"{line}: the default of '{statement.target.id}' is no literal.") from error
     parameter = Parameter(statement.target.id, ast.unparse(statement.annotation), default, comment, (path.stem,))
     check_value(parameter, default, line)
@@ -118,7 +124,7 @@ def check_value(parameter: Parameter, value: Any, where: str) -> None:
     """
     try:
         annotation = eval(parameter.annotation, {"__builtins__": {}}, _TYPES)
-        TypeAdapter(annotation, config=ConfigDict(strict=True)).validate_python(value)
+        TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         hint = " (YAML reads 2e-5 as text: write 2.0e-5)" if parameter.annotation == "float" else ""
         raise RagbenchError(
@@ -140,15 +146,18 @@ def read_params_file(path: Path, known: Mapping[str, Parameter]) -> dict[str, An
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text) or {}
+        values = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise RagbenchError(f"The params file {path} is missing.") from error
+    except OSError as error:
+        raise RagbenchError(f"The params file {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RagbenchError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict) or (node is not None and not isinstance(node, yaml.MappingNode)):
+    values = {} if values is None else values  # an empty file: every default
+    if not isinstance(values, dict):
         raise RagbenchError(f"{path}: expected flat `key: value` lines, found {type(values).__name__}.")
     lines: dict[str, int] = {}
-    for key, _ in node.value if node is not None else []:
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
         if key.value in lines:
             raise RagbenchError(
                 f"{path}, line {key.start_mark.line + 1}: '{key.value}' stands already on line {lines[key.value]}."

@@ -4,6 +4,9 @@ Nothing of the machine goes into a report: absolute paths are shortened and keys
 """
 
 import os
+import re
+import sysconfig
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
 from ragbench.cache import cache_folder
+from ragbench.errors import RagbenchError
 from ragbench.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -42,9 +46,7 @@ def scrubbed(notebook: NotebookNode, root: Path, parameters: Mapping[str, Any]) 
 
     def clean(value: Any) -> Any:
         if isinstance(value, str):
-            for old, new in replacements:
-                value = value.replace(old, new)
-            return value
+            return _replaced(value, replacements)
         if isinstance(value, dict):
             return {clean(key): clean(item) for key, item in value.items()}
         return [clean(item) for item in value] if isinstance(value, list) else value
@@ -52,25 +54,53 @@ def scrubbed(notebook: NotebookNode, root: Path, parameters: Mapping[str, Any]) 
     return nbformat.from_dict(clean(notebook))
 
 
+def scrub_text(text: str, root: Path, parameters: Mapping[str, Any]) -> str:
+    """Do to a text what `scrubbed` does to a notebook."""
+    return _replaced(text, _replacements(root, parameters))
+
+
 def shortened(value: Any) -> Any:
     """Return a parameter's value as others may see it: of an absolute path only the last part."""
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
     is_absolute = isinstance(value, str) and value.startswith(("/", "~"))
     return f"…/{Path(value).name}" if is_absolute else value
 
 
-def _replacements(root: Path, parameters: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _replaced(text: str, replacements: list[tuple[re.Pattern[str], str]]) -> str:
+    for pattern, new in replacements:
+        text = pattern.sub(new.replace("\\", r"\\"), text)
+    return text
+
+
+def _replacements(root: Path, parameters: Mapping[str, Any]) -> list[tuple[re.Pattern[str], str]]:
     secrets = {
         value
         for name, value in os.environ.items()
         if name.upper().endswith(_SECRET_ENDINGS) and len(value) >= _SHORTEST_SECRET
     }
-    paths = {
-        value: shortened(value) for value in parameters.values() if isinstance(value, str) and shortened(value) != value
+    values = [item for value in parameters.values() for item in (value if isinstance(value, list) else [value])]
+    paths = {value: shortened(value) for value in values if isinstance(value, str) and shortened(value) != value}
+    places = {
+        f"{root}/": "",
+        str(root): ".",
+        str(cache_folder()): "$RAGBENCH_CACHE",
+        sysconfig.get_path("purelib"): "site-packages",
+        str(Path.home()): "~",
     }
-    places = [(f"{root}/", ""), (str(root), "."), (str(cache_folder()), "$RAGBENCH_CACHE"), (str(Path.home()), "~")]
-    # Longest first, so that a folder inside another is not cut in half.
-    ordered = sorted([*paths.items(), *places], key=lambda item: -len(item[0]))
-    return [(secret, "***") for secret in sorted(secrets, key=len, reverse=True)] + ordered
+    # Longest first, so that a folder inside another is not cut in half; whole names only, so that with a project in
+    # /app nothing becomes of /applet. In a container the home may be "/", which stands for nothing.
+    ordered = sorted([*places.items(), *paths.items()], key=lambda item: -len(item[0]))
+    whole = [
+        (re.compile(re.escape(old) + ("" if old.endswith("/") else r"(?![\w-])")), new)
+        for old, new in ordered
+        if len(old) > 1
+    ]
+    kernel = (re.compile(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py"), "cell")
+    return [(re.compile(re.escape(secret)), "***") for secret in sorted(secrets, key=len, reverse=True)] + [
+        kernel,
+        *whole,
+    ]
 
 
 def render(notebook: NotebookNode, stage: str, run: str) -> str:
@@ -103,6 +133,13 @@ def _is_noise(output: NotebookNode) -> bool:
 
 
 def render_again(run: Path) -> None:
-    """Render report.html of every stage of a run from its report.ipynb."""
-    for path in sorted(run.glob("*/report.ipynb")):
+    """Render report.html of every stage of a run from its report.ipynb.
+
+    Raises:
+        RagbenchError: the folder holds no report of a stage.
+    """
+    reports = sorted(run.glob("*/report.ipynb"))
+    if not reports:
+        raise RagbenchError(f"{run} is no folder of results: it holds no STAGE/report.ipynb.")
+    for path in reports:
         write_text(path.with_suffix(".html"), render(nbformat.read(path, as_version=4), path.parent.name, run.name))

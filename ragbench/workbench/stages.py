@@ -121,7 +121,7 @@ def begin_stage(name: str, run: str, namespace: Mapping[str, Any]) -> Stage:
     """
     root = project_root()
     names = declared_in(notebook_path(root, name))
-    stage = Stage(name, root, root / run, {key: namespace[key] for key in names if key != "run"})
+    stage = Stage(name, root, root / Path(run).expanduser(), {key: namespace[key] for key in names if key != "run"})
     shutil.rmtree(stage.folder, ignore_errors=True)
     stage.folder.mkdir(parents=True)
     return stage
@@ -153,10 +153,10 @@ def check_file(path: Path, sha256: str) -> None:
         RagbenchError: it is not; the message names it.
     """
     if not path.is_file():
-        raise RagbenchError(f"{path} is missing. Delete {path.parent} and run the stage again.")
+        raise RagbenchError(f"{path} is missing. Delete the folder of its stage and run that again.")
     if sha256_file(path) != sha256:
         raise RagbenchError(
-            f"{path} has changed since its stage wrote it. Delete {path.parent} and run the stage again."
+            f"{path} has changed since its stage wrote it. Delete the folder of its stage and run that again."
         )
 
 
