@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ragbench import cache
 from ragbench.devices import choose_device, choose_dtype
+from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
 from ragbench.models import model_hash, resolve_model
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CACHE = "embeddings"
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 65_536
 NOUNS = {"query": "queries", "passage": "passages"}
 _LOOKUP = 8192
 
@@ -56,9 +58,11 @@ def open_encoder(
     max_tokens: int = 256,
     device: str = "auto",
     dtype: str = "auto",
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
 ) -> Encoder:
     """Resolve a model name (see `ragbench.models`) to an `Encoder`.
+
+    `batch_tokens` defaults to `CPU_BATCH_TOKENS` or `GPU_BATCH_TOKENS`.
 
     Raises:
         RagbenchError: the model or the device is not to be had.
@@ -67,7 +71,8 @@ def open_encoder(
     where = choose_device(device)
     precision = choose_dtype(where, dtype)
     key = sha256_text(model_hash(folder), str(max_tokens), str(precision), where.split(":")[0])
-    return Encoder(folder, max_tokens, where, precision, batch_tokens, key)
+    budget = batch_tokens or (CPU_BATCH_TOKENS if where == "cpu" else GPU_BATCH_TOKENS)
+    return Encoder(folder, max_tokens, where, precision, budget, key)
 
 
 def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Literal["query", "passage"]) -> np.ndarray:
@@ -136,6 +141,7 @@ def _present(keys: pa.StringArray) -> np.ndarray:
 
 def _read(keys: pa.StringArray) -> np.ndarray:
     vectors = np.empty((0, 0), dtype=np.float32)
+    found = 0
     for start in range(0, len(keys), _LOOKUP):
         part = keys.slice(start, _LOOKUP).to_pylist()
         rows = {key: start + offset for offset, key in enumerate(part)}
@@ -144,6 +150,9 @@ def _read(keys: pa.StringArray) -> np.ndarray:
             if not vectors.size:
                 vectors = np.empty((len(keys), len(vector)), dtype=np.float32)
             vectors[rows[key]] = vector
+            found += 1
+    if found < len(keys):
+        raise RagbenchError("Embeddings vanished from the cache while they were used. Run the same command again.")
     return vectors
 
 
