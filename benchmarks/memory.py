@@ -1,7 +1,7 @@
 """Memory: reading, encoding and indexing 100,000 passages in one process.
 
-The passages are made up, of 10 to 60 words, written to a collection folder first; the peak is the operating system's
-own figure for the whole process. The bi-encoder is the default one; texts are kept short so that the run takes minutes.
+The passages are made up, of 3 to 12 words, written to a collection folder first; the peak is the operating system's own
+figure for the whole process. The bi-encoder is the default one; texts are short so that the run takes minutes.
 """
 
 import json
@@ -46,7 +46,7 @@ def _write(folder: Path, count: int) -> None:
     (folder / "qrels").mkdir(parents=True)
     with (folder / "corpus.jsonl").open("w") as file:
         for number in range(count):
-            text = " ".join(draw.choices(words, k=draw.randint(10, 60)))
+            text = " ".join(draw.choices(words, k=draw.randint(3, 12)))
             file.write(json.dumps({"_id": f"p{number}", "title": f"Passage {number}", "text": text}) + "\n")
     (folder / "queries.jsonl").write_text('{"_id": "q", "text": "anything", "answer": null}\n')
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tp0\t1\n")

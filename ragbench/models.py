@@ -6,6 +6,7 @@ local folder, a Hugging Face hub id. Only safetensors are ever loaded: no pickle
 
 import importlib.util
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ def _unpacked_gguf(gguf: Path, folder_name: str) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(f"Unpacking {gguf.name} (once, about 20 seconds) …")
+    print(f"Unpacking {gguf.name} (once, about 20 seconds) …", file=sys.stderr)
     with _folder_when_whole(folder) as partial:
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
