@@ -125,6 +125,7 @@ class _Layer(DynamicLayer):
         self._store, self._rows, self._start, self._end = store, rows, start, end
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate the store if this is its first view."""
         self.dtype, self.device = key_states.dtype, key_states.device
         store = self._store
         if store.keys is None:
@@ -137,6 +138,7 @@ class _Layer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write new keys and values in place; return all that this view has so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         store = self._store
