@@ -68,7 +68,7 @@ def test_the_metrics_are_those_of_real_models_on_real_questions(smoke):
     assert all(0 <= entry["mean"] <= 1 for split in values.values() for entry in split.values())
     answers = [json.loads(line) for line in (smoke / "06_evaluation" / "base.answers.jsonl").read_text().splitlines()]
     assert len({answer["answer"] for answer in answers}) > 1
-    assert all(len(answer["context_ids"]) == 2 for answer in answers)
+    assert all(1 <= len(answer["context_ids"]) <= 2 for answer in answers)
 
 
 def test_a_second_run_does_nothing_and_says_so(smoke, real_cache):
