@@ -26,7 +26,7 @@ setup: $(READY)
 # for a CPU build there is nothing to add.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ragbench needs Python 3.11 or newer; found $(PYTHON) ' + sys.version.split()[0] + '. Set PYTHON=/path/to/python3.11')"
-	@echo 'Setting up $(VENV): about 2 GB of packages, some minutes.'
+	@echo 'Setting up $(VENV): about 3 GB on disk, some minutes.'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --no-deps -r requirements.lock
 	$(VENV)/bin/python -m pip install --quiet --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
