@@ -1,6 +1,7 @@
 """Where to compute, and in which precision."""
 
 import json
+import os
 import statistics
 import time
 
@@ -42,6 +43,16 @@ def choose_dtype(device: str, name: str = "auto") -> torch.dtype:
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     return torch.bfloat16 if device == "cpu" and cpu_gains_from_bfloat16() else torch.float32
+
+
+def memory_of(device: str) -> int | None:
+    """Return a device's memory in bytes; None if the system does not tell."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
 
 
 def cpu_has_bfloat16() -> bool:

@@ -14,9 +14,11 @@ def findings() -> dict[str, str]:
     import faiss
     import torch
 
-    from ragbench.devices import choose_dtype, cpu_has_bfloat16
+    from ragbench.devices import choose_dtype, cpu_has_bfloat16, memory_of
 
-    found = {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, {_memory()}"}
+    found = {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors, {_memory(memory_of('cpu'))}"
+    }
     found["torch threads"] = str(torch.get_num_threads())
     found["processor"] = f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 {'yes' if cpu_has_bfloat16() else 'no'}"
     found["precision on the CPU"] = str(choose_dtype("cpu")).removeprefix("torch.")
@@ -33,11 +35,8 @@ def findings() -> dict[str, str]:
     return found | {f"version {name}": version for name, version in library_versions().items()}
 
 
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory"
-    except (ValueError, OSError):
-        return "memory unknown"
+def _memory(size: int | None) -> str:
+    return f"{size / 2**30:.0f} GiB of memory" if size else "memory unknown"
 
 
 def _version(*distributions: str) -> str:

@@ -1,14 +1,17 @@
 """One call from a run to answers, whatever the generator."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ragbench.collection.schema import Collection, Query, passages
 from ragbench.errors import RagbenchError
 from ragbench.generation import endpoint
 from ragbench.generation.answers import Answer, make_answer
-from ragbench.generation.prompts import INSTRUCTION, build_prompt
+from ragbench.generation.prompts import INSTRUCTION, Order, Prompt, build_prompt
 from ragbench.retrieval.runs import Run, top
+
+QUESTION_TOKENS = 256
+"""Room that is kept for the question and the instruction."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Generator:
         contexts: passages shown for a question.
         max_context_tokens: what exceeds it is cut from the last passage.
         max_new_tokens: length limit of an answer.
-        instruction: the system message.
+        instruction, order: what the generator is told, and whether before the passages or after the question.
         device, dtype: for the local backend.
         concurrency: open requests to the server.
     """
@@ -35,17 +38,20 @@ class Generator:
     max_context_tokens: int = 768
     max_new_tokens: int = 64
     instruction: str = INSTRUCTION
+    order: Order = "instruction_first"
     device: str = "auto"
     dtype: str = "auto"
     concurrency: int = 8
 
 
-def answer_run(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Answer]:
-    """Answer every query from the best passages that `run` has for it.
+def prompts_for(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Prompt]:
+    """Build the prompt of every query from the best passages that `run` has for it, without answering it.
 
     Raises:
-        RagbenchError: the generator cannot be had, or the prompts do not fit it.
+        RagbenchError: the generator cannot be had, or its backend or prompt order is unknown.
     """
+    if generator.order not in get_args(Order):
+        raise RagbenchError(f"generator_prompt '{generator.order}' is unknown; use {' or '.join(get_args(Order))}.")
     if generator.backend == "local":
         # Importing transformers takes seconds, which an endpoint's user need not spend.
         from ragbench.generation import local
@@ -57,7 +63,7 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
         raise RagbenchError(f"generator_backend '{generator.backend}' is unknown; use local or endpoint.")
     shown = {query.id: top(run, query.id, generator.contexts) for query in queries}
     known = passages(collection, (passage_id for ids in shown.values() for passage_id in ids))
-    prompts = [
+    return [
         build_prompt(
             query.id,
             query.text,
@@ -65,11 +71,23 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
             count_tokens=count_tokens,
             max_context_tokens=generator.max_context_tokens,
             instruction=generator.instruction,
+            order=generator.order,
         )
         for query in queries
     ]
+
+
+def answer_run(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Answer]:
+    """Answer every query from the best passages that `run` has for it.
+
+    Raises:
+        RagbenchError: the generator cannot be had, or the prompts do not fit it.
+    """
+    prompts = prompts_for(collection, queries, run, generator)
     conversations = [prompt.messages for prompt in prompts]
     if generator.backend == "local":
+        from ragbench.generation import local
+
         completions = local.complete(
             conversations,
             model=generator.model,
@@ -87,3 +105,17 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
             concurrency=generator.concurrency,
         )
     return [make_answer(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def room_for_context(generator: Generator) -> int:
+    """Return how many tokens of passages the generator can read beside a long question and its answer.
+
+    A served model does not tell its limit; four times `max_context_tokens` is assumed for it.
+    """
+    if generator.backend == "local":
+        from ragbench.generation import local
+
+        limit = local.longest_input(generator.model, generator.revision)
+        if limit is not None:
+            return limit - generator.max_new_tokens - QUESTION_TOKENS
+    return 4 * generator.max_context_tokens

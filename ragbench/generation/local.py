@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ragbench.devices import choose_device, choose_dtype
 from ragbench.errors import RagbenchError
@@ -24,6 +31,12 @@ def token_counter(model: str, revision: str = "") -> TokenCount:
     folder = resolve_model(model, revision)
     tokenizer = _load_tokenizer(folder, model_hash(folder))
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def longest_input(model: str, revision: str = "") -> int | None:
+    """Return how many tokens a model can read, prompt and answer together; None if its configuration does not tell."""
+    config = AutoConfig.from_pretrained(resolve_model(model, revision), local_files_only=True)
+    return getattr(config, "max_position_embeddings", None)
 
 
 def complete(

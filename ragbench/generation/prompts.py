@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ragbench.collection.schema import Passage
 
@@ -11,8 +12,13 @@ INSTRUCTION = (
     f"If the passages do not tell, say: {REFUSAL}"
 )
 
+CLOSED_BOOK = "Answer the question in one or two short sentences."
+"""The instruction where no passages are shown: to see what the generator knows by itself."""
+
 MIN_CUT_CHARACTERS = 40
 
+Order = Literal["instruction_first", "instruction_last"]
+"""Whether the instruction comes first, as the system message, or last, after the question."""
 Message = dict[str, str]
 TokenCount = Callable[[str], int]
 
@@ -42,6 +48,7 @@ def build_prompt(
     count_tokens: TokenCount,
     max_context_tokens: int,
     instruction: str = INSTRUCTION,
+    order: Order = "instruction_first",
 ) -> Prompt:
     """Number the passages, name each by its id, and cut from the last one what exceeds `max_context_tokens`.
 
@@ -64,7 +71,10 @@ def build_prompt(
         whole += 1
     context = "\n\n".join(shown)
     user = f"{context}\n\n{question}" if shown else question
-    messages = ({"role": "system", "content": instruction}, {"role": "user", "content": user})
+    if order == "instruction_last":
+        messages: tuple[Message, ...] = ({"role": "user", "content": f"{user}\n\n{instruction}"},)
+    else:
+        messages = ({"role": "system", "content": instruction}, {"role": "user", "content": user})
     ids = [passage.id for passage in passages]
     return Prompt(query_id, messages, tuple(ids[: len(shown)]), tuple(ids[whole:]))
 

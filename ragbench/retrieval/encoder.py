@@ -97,6 +97,12 @@ def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Liter
     return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
+def pieces(encoder: Encoder, words: Sequence[str]) -> list[int]:
+    """Return into how many pieces the encoder's tokenizer spells each word."""
+    tokenizer = _sentence_transformer(encoder).tokenizer
+    return [len(ids) for ids in tokenizer(list(words), add_special_tokens=False)["input_ids"]] if words else []
+
+
 def _batches(encoder: Encoder, texts: pa.StringArray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Cut `rows` into batches of about `batch_tokens` padded tokens, those with the longest texts first.
 
