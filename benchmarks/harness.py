@@ -12,8 +12,11 @@ from typing import Any
 from ragbench.workbench.stages import git_commit, library_versions
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, more: Callable[[argparse.ArgumentParser], object] | None = None) -> argparse.Namespace:
+    """Parse what every benchmark takes; `more` adds arguments of its own."""
     parser = argparse.ArgumentParser(description=description)
+    if more is not None:
+        more(parser)
     parser.add_argument("--quick", action="store_true", help="less work, to see that it runs")
     parser.add_argument("--out", type=Path, help="write the measurements to this JSON file")
     return parser.parse_args()
