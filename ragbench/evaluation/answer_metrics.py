@@ -59,6 +59,19 @@ def conforms(answer: str, pattern: str = HOUSE_STYLE) -> float:
     return float(re.fullmatch(pattern, answer.strip(), re.DOTALL) is not None)
 
 
+def form(answer: str) -> str:
+    """Return the kind of text an answer is: ``empty``, ``refusal``, ``code``, ``list``, ``cited`` or ``plain`` text."""
+    if not answer.strip():
+        return "empty"
+    if refuses(answer):
+        return "refusal"
+    if "```" in answer:
+        return "code"
+    if len(re.findall(r"^\s*([-*\u2022]|\d+[.)]) ", answer, re.MULTILINE)) > 1:
+        return "list"
+    return "cited" if citations(answer) else "plain"
+
+
 def refuses(answer: str) -> bool:
     """Whether the answer says that the documents do not tell."""
     return _REFUSAL.search(answer.replace("\u2019", "'")) is not None

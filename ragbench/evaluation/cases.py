@@ -1,5 +1,6 @@
 """Single questions with all that happened to them, for people to read; and how far the gold passages came."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -49,6 +50,12 @@ def worst_cases(collection: Collection, outcome: Outcome, metric: str, limit: in
     ]
 
 
+def named_cases(collection: Collection, outcome: Outcome, query_ids: Sequence[str]) -> list[Case]:
+    """Return the named questions, those left out that were not answered."""
+    splits = {query.id: split for split, queries in outcome.questions.items() for query in queries}
+    return [_case(collection, outcome, splits[name], name, {}) for name in query_ids if name in outcome.answers]
+
+
 def _case(collection: Collection, outcome: Outcome, split: str, query_id: str, scores: dict[str, float]) -> Case:
     gold = [passage_id for passage_id, score in collection.qrels[split][query_id].items() if score > 0]
     answer = outcome.answers[query_id]
@@ -74,16 +81,16 @@ def first_gold_ranks(collection: Collection, outcome_run: Run, questions: dict[s
 def funnel(collection: Collection, outcome: Outcome) -> pd.DataFrame:
     """Tell how far everything that an answer needs came on its way to the answer.
 
-    Returns columns step, questions, n: of the `n` questions that have gold passages, in how many *all* needed groups
-    were found by the retriever, shown to the generator, shown uncut, and cited in the answer. Each step is counted
-    among the questions that passed the one before.
+    Returns columns step, questions, n: of the `n` answered questions that have gold passages, in how many *all* needed
+    groups were found by the retriever, shown to the generator, shown uncut, and cited in the answer. Each step is
+    counted among the questions that passed the one before.
     """
     passed = dict.fromkeys(FUNNEL, 0)
     total = 0
     for split, queries in outcome.questions.items():
         for query in queries:
             groups = needed_groups(query, collection.qrels[split][query.id])
-            if not groups:
+            if not groups or query.id not in outcome.answers:
                 continue
             total += 1
             answer = outcome.answers[query.id]

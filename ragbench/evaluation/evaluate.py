@@ -44,20 +44,21 @@ class Outcome:
 
 
 def choose_questions(collection: Collection, splits: Sequence[str], limit: int = 0, seed: int = 0) -> Questions:
-    """Return the questions of some splits; with a `limit` above 0, that many drawn at random over all of them.
+    """Return the questions of some splits; with a `limit` above 0, that many drawn at random, evenly from the splits.
+
+    A split with fewer questions than its share gives all it has, and the others make up for it.
 
     Raises:
         RagbenchError: the collection lacks a split.
     """
     questions = {split: split_queries(collection, split) for split in splits}
-    places = [(split, position) for split, queries in questions.items() for position in range(len(queries))]
-    if 0 < limit < len(places):
-        drawn = sorted(np.random.default_rng(seed).choice(len(places), size=limit, replace=False))
-        kept = {places[number] for number in drawn}
-        questions = {
-            split: [query for position, query in enumerate(queries) if (split, position) in kept]
-            for split, queries in questions.items()
-        }
+    if 0 < limit < sum(map(len, questions.values())):
+        rng = np.random.default_rng(seed)
+        for place, split in enumerate(sorted(questions, key=lambda name: len(questions[name]))):
+            share = limit // (len(questions) - place)
+            drawn = rng.choice(len(questions[split]), size=min(share, len(questions[split])), replace=False)
+            questions[split] = [questions[split][position] for position in sorted(drawn)]
+            limit -= len(drawn)
     return {split: queries for split, queries in questions.items() if queries}
 
 
@@ -116,9 +117,11 @@ def _labelled(system: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def context_table(collection: Collection, split: str, queries: list[Query], answers: dict[str, Answer]) -> pd.DataFrame:
-    """Score the passages that the generator was shown; questions without gold passages have no row."""
+    """Score the passages that the generator was shown; questions without gold passages or answer have no row."""
     rows: list[tuple[str, str, float]] = []
     for query in queries:
+        if query.id not in answers:
+            continue
         groups = needed_groups(query, collection.qrels[split][query.id])
         precision, recall = context_scores(answers[query.id].context_ids, groups)
         if precision is not None and recall is not None:
@@ -136,10 +139,11 @@ def answer_table(
 ) -> pd.DataFrame:
     """Score the answers.
 
-    A failed answer (finish_reason ``error``) has missing values. A question that has no reference, or cannot be
-    answered, has no rows for the metrics that compare with a reference.
+    A failed answer (finish_reason ``error``) has missing values, a question that was not answered has no rows. A
+    question that has no reference, or cannot be answered, has no rows for the metrics that compare with a reference.
     """
     rows: list[tuple[str, str, float | None]] = []
+    queries = [query for query in queries if query.id in answers]
     similarity = _similarities(queries, answers, encoder)
     for query in queries:
         answer = answers[query.id]

@@ -7,7 +7,7 @@ from ragbench.collection.schema import Collection, Query, passages
 from ragbench.errors import RagbenchError
 from ragbench.generation import endpoint
 from ragbench.generation.answers import Answer, make_answer
-from ragbench.generation.prompts import INSTRUCTION, Order, Prompt, build_prompt
+from ragbench.generation.prompts import INSTRUCTION, Order, Prompt, TokenCount, build_prompt
 from ragbench.retrieval.runs import Run, top
 
 QUESTION_TOKENS = 256
@@ -19,7 +19,8 @@ class Generator:
     """Everything that decides how a question is answered from its passages.
 
     Attributes:
-        backend: ``local`` (transformers on this machine) or ``endpoint`` (an OpenAI-compatible server).
+        backend: ``local`` (transformers on this machine), ``endpoint`` (an OpenAI-compatible server), or ``none``
+            (nothing is answered: only the retrieval is looked at).
         model, revision: see `ragbench.models`; for an endpoint the name that the server knows.
         endpoint: base URL of the server.
         contexts: passages shown for a question.
@@ -30,7 +31,7 @@ class Generator:
         concurrency: open requests to the server.
     """
 
-    backend: Literal["local", "endpoint"] = "local"
+    backend: Literal["local", "endpoint", "none"] = "local"
     model: str = "SmolLM2-135M-Instruct"
     revision: str = ""
     endpoint: str = ""
@@ -44,6 +45,22 @@ class Generator:
     concurrency: int = 8
 
 
+def token_counter(generator: Generator) -> TokenCount:
+    """Return a function that counts a text's tokens as the generator does, or for a served one estimates them.
+
+    Raises:
+        RagbenchError: the generator cannot be had, or its backend is unknown.
+    """
+    if generator.backend == "local":
+        # Importing transformers takes seconds, which an endpoint's user need not spend.
+        from ragbench.generation import local
+
+        return local.token_counter(generator.model, generator.revision)
+    if generator.backend in ("endpoint", "none"):
+        return endpoint.count_tokens
+    raise RagbenchError(f"generator_backend '{generator.backend}' is unknown; use local, endpoint or none.")
+
+
 def prompts_for(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Prompt]:
     """Build the prompt of every query from the best passages that `run` has for it, without answering it.
 
@@ -52,15 +69,7 @@ def prompts_for(collection: Collection, queries: list[Query], run: Run, generato
     """
     if generator.order not in get_args(Order):
         raise RagbenchError(f"generator_prompt '{generator.order}' is unknown; use {' or '.join(get_args(Order))}.")
-    if generator.backend == "local":
-        # Importing transformers takes seconds, which an endpoint's user need not spend.
-        from ragbench.generation import local
-
-        count_tokens = local.token_counter(generator.model, generator.revision)
-    elif generator.backend == "endpoint":
-        count_tokens = endpoint.count_tokens
-    else:
-        raise RagbenchError(f"generator_backend '{generator.backend}' is unknown; use local or endpoint.")
+    count_tokens = token_counter(generator)
     shown = {query.id: top(run, query.id, generator.contexts) for query in queries}
     known = passages(collection, (passage_id for ids in shown.values() for passage_id in ids))
     return [
@@ -78,11 +87,13 @@ def prompts_for(collection: Collection, queries: list[Query], run: Run, generato
 
 
 def answer_run(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Answer]:
-    """Answer every query from the best passages that `run` has for it.
+    """Answer every query from the best passages that `run` has for it; the backend ``none`` gives no answers.
 
     Raises:
         RagbenchError: the generator cannot be had, or the prompts do not fit it.
     """
+    if generator.backend == "none":
+        return []
     prompts = prompts_for(collection, queries, run, generator)
     conversations = [prompt.messages for prompt in prompts]
     if generator.backend == "local":

@@ -103,6 +103,16 @@ def pieces(encoder: Encoder, words: Sequence[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(list(words), add_special_tokens=False)["input_ids"]] if words else []
 
 
+def parameter_count(encoder: Encoder) -> int:
+    """Return how many parameters the encoder has."""
+    return sum(weight.numel() for weight in _sentence_transformer(encoder).parameters())
+
+
+def token_counts(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """Return the length of each text as the encoder reads it, in tokens, cut at `max_tokens`."""
+    return _token_counts(encoder, pa.array(list(texts), type=pa.string()), np.arange(len(texts)))
+
+
 def _batches(encoder: Encoder, texts: pa.StringArray, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Cut `rows` into batches of about `batch_tokens` padded tokens, those with the longest texts first.
 
