@@ -79,3 +79,17 @@ def bullet_list(headline: str, items: Sequence[str]) -> HTML:
 def case_list(cases: Sequence[Any], metric: str) -> HTML:
     """Show questions (`evaluation.cases.Case`) to open one by one: expected, answered, shown and missed passages."""
     return HTML(fill("cases.html.j2", cases=cases, metric=metric))
+
+
+def verdict_box(headline: str, certainty: str, sections: Mapping[str, Sequence[str]]) -> HTML:
+    """Show a verdict: what to do, how sure that is, and under headings the sentences behind it."""
+    return HTML(fill("verdict.html.j2", headline=headline, certainty=certainty, sections=sections))
+
+
+def sign_list(signs: Sequence[Any], examples: Mapping[str, Sequence[Any]]) -> HTML:
+    """Show warning signs (`diagnosis.sign.Sign`) to open one by one, each with questions that show it.
+
+    Args:
+        examples: name of the sign → cases (`evaluation.cases.Case`).
+    """
+    return HTML(fill("signs.html.j2", signs=signs, examples=examples))

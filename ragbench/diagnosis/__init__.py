@@ -1,0 +1,1 @@
+"""What fails, how sure that is, what to do about it and what that costs."""

@@ -1,0 +1,111 @@
+"""The audit's first screen: what fails, how sure that is, what to do and what it costs, in words."""
+
+from dataclasses import dataclass, replace
+
+from ragbench.diagnosis.attribution import Attribution
+from ragbench.diagnosis.audit import Diagnosis
+from ragbench.diagnosis.cost import Bill
+from ragbench.diagnosis.decision import RETRIEVER_REALISED, Criteria, Decision, decide
+from ragbench.diagnosis.fixes import Fixes
+from ragbench.diagnosis.vocabulary import level
+from ragbench.errors import RagbenchError
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The decision, and what to say of it.
+
+    Attributes:
+        headline, certainty: a sentence each.
+        sections: heading → sentences.
+    """
+
+    decision: Decision
+    headline: str
+    certainty: str
+    sections: dict[str, tuple[str, ...]]
+
+
+def conclude(
+    diagnosis: Diagnosis, fixes: Fixes, criteria: Criteria, bill: Bill, *, right_from: float = 0.5, seed: int = 0
+) -> Conclusion:
+    """Decide and put it into words.
+
+    Args:
+        criteria: with the domain ``measured``, it is taken from the vocabulary; the cost is taken from `bill`.
+
+    Raises:
+        RagbenchError: the domain is none of measured, low, medium and high.
+    """
+    domain = level(diagnosis.special) if criteria.domain == "measured" else criteria.domain
+    if domain not in RETRIEVER_REALISED:
+        raise RagbenchError(f"decision_domain '{domain}' is unknown; use measured, {', '.join(RETRIEVER_REALISED)}.")
+    known = replace(criteria, domain=domain, cost=bill.once)
+    made = decide(diagnosis.evidence, diagnosis.faults, fixes, known, right_from=right_from, seed=seed)
+    fails = _what_fails(diagnosis.attribution)
+    return Conclusion(
+        made,
+        f"{made.headline}.",
+        _certainty(made),
+        {
+            "What fails": fails,
+            "Why this": made.reasons,
+            "What it costs": _costs(made, bill),
+            "What would change it": made.would_change,
+        },
+    )
+
+
+def _what_fails(split: Attribution | None) -> tuple[str, ...]:
+    if split is None:
+        return ()
+    wrong = 1 - split.reachable("now").value
+    said = [
+        f"{split.scored - len(split.reachable('now').query_ids)} of {split.scored} answers are wrong ({wrong:.0%}). "
+        f"Without any passages, {split.cell('known').value + split.cell('spoilt').value:.0%} would be right."
+    ]
+    parts = (
+        ("retriever", "perfect retrieval would put right"),
+        ("generator", "the generator gets wrong although all it needs was shown"),
+        ("both", "fail twice: something needed was not shown, and the gold passages do not help either"),
+        ("spoilt", "are wrong with passages and right without"),
+    )
+    for name, words in parts:
+        cell = split.cell(name)
+        if cell.query_ids:
+            said.append(f"{cell.value:.0%} of the questions ({cell.low:.0%} to {cell.high:.0%}) {words}.")
+    worst = max(split.losses, key=lambda share: share.value)
+    if worst.value > 0:
+        said.append(f"Where passages are lost, mostly {worst.text} ({len(worst.query_ids)} questions).")
+    return tuple(said)
+
+
+def _certainty(made: Decision) -> str:
+    if not made.questions:
+        return "Not firm: this rests on the retrieval alone."
+    sure = f"the same choice comes out on {made.confidence:.0%} of the resamples of these questions"
+    if made.firm:
+        return f"Firm, on {made.questions} questions: {sure}."
+    if made.needed is not None:
+        return f"Not firm: {made.questions} questions are too few ({sure}); about {made.needed} would do."
+    return f"Not firm: on {made.questions} questions {sure}, and more like these would hardly settle it."
+
+
+def _costs(made: Decision, bill: Bill) -> tuple[str, ...]:
+    said = [
+        f"{row.system}: a query takes {row.seconds:.2f} s; a thousand cost {row.cost:.4f}."
+        for row in bill.queries.set_axis(["system", "seconds", "cost"], axis=1).itertuples()
+    ]
+    if made.choice in ("settings", "none"):
+        return tuple(said)
+    parts = (made.choice,) if made.choice in ("retriever", "generator") else ("retriever", "generator")
+    for part in parts:
+        rows = bill.training[(bill.training["component"] == part) & bill.training["cost"].notna()]
+        for row in rows.sort_values("cost").head(1).itertuples():
+            said.append(f"Tuning the {part} ({row.method}) on {row.device}: {row.hours:.2f} hours, {row.cost:.2f}.")
+    said.append(
+        f"Labels: {bill.labels} more questions, {bill.label_hours:.0f} hours of work, {bill.label_cost:,.0f}."
+        if bill.labels
+        else "Labels: enough are there."
+    )
+    return tuple(said)

@@ -1,0 +1,230 @@
+"""Cheaper fixes: settings that cost nothing, tried before training is advised.
+
+Every setting is first held against the system as it is without answering anything: for how many questions would all
+that is needed be shown whole? Those that show more, and those that act on the generator alone, are then answered on the
+first of the audited splits (dev), the best is chosen there, and its gain is reported on the other questions, which had
+no part in the choice.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ragbench.collection.schema import Collection, needed_groups
+from ragbench.diagnosis.counterfactual import Trial, each_question, gold_of
+from ragbench.diagnosis.measures import correctness_of
+from ragbench.evaluation.evaluate import Questions, System
+from ragbench.evaluation.scores import bootstrap_interval
+from ragbench.generation.generate import answer_run, prompts_for
+from ragbench.retrieval.encoder import Encoder
+from ragbench.retrieval.retrieve import retrieve
+from ragbench.retrieval.runs import Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A system that differs from the audited one in some parameters, which cost nothing to change.
+
+    Attributes:
+        name: for people.
+        changes: parameter → value, as in a params file.
+        system: the system with these changes.
+        finds: whether it changes what is shown, rather than how the generator is asked.
+    """
+
+    name: str
+    changes: dict[str, Any]
+    system: System
+    finds: bool
+
+
+@dataclass(frozen=True)
+class Fixes:
+    """What was tried.
+
+    Attributes:
+        table: a row for each setting: setting, changes, shown (share of the choosing questions for which all that is
+            needed is shown whole), shown_gain on the other questions with low and high, right (mean estimate of
+            correctness on the choosing questions; missing if it was not answered).
+        best: the setting to take, or None if none was better than the system as it is.
+        gain, low, high: its mean gain on the questions that did not choose it: of correctness if it was answered, else
+            of what is shown.
+        right: share of right answers it gave there; missing if it was not answered.
+        n: those questions.
+        chosen_on: how many questions chose.
+    """
+
+    table: pd.DataFrame
+    best: Setting | None
+    gain: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    right: float = float("nan")
+    n: int = 0
+    chosen_on: int = 0
+
+
+def cheap_settings(base: System) -> list[Setting]:
+    """Return the settings to try: the other retrieval methods, one passage, twice the passages, twice the length, and
+    the instruction at the other end of the prompt."""
+    found = []
+    for method in ("dense", "bm25", "fusion"):
+        if method != base.retriever.method:
+            changed = replace(base, retriever=replace(base.retriever, method=method))
+            found.append(Setting(method, {"retriever_method": method}, changed, True))
+    k, tokens = base.generator.contexts, base.generator.max_context_tokens
+    more = {"generator_contexts": 2 * k, "generator_max_context_tokens": 2 * tokens}
+    found.append(
+        Setting(f"{2 * k} passages", more, _generator(base, contexts=2 * k, max_context_tokens=2 * tokens), True)
+    )
+    longer = _generator(base, max_context_tokens=2 * tokens)
+    found.append(Setting("twice the length", {"generator_max_context_tokens": 2 * tokens}, longer, True))
+    if k > 1:
+        found.append(Setting("one passage", {"generator_contexts": 1}, _generator(base, contexts=1), False))
+    order = "instruction_first" if base.generator.order == "instruction_last" else "instruction_last"
+    name = order.replace("_", " ")
+    found.append(Setting(name, {"generator_prompt": order}, _generator(base, order=order), False))
+    return found
+
+
+def _generator(base: System, **changes: Any) -> System:
+    return replace(base, generator=replace(base.generator, **changes))
+
+
+def try_fixes(
+    collection: Collection,
+    base: System,
+    trial: Trial,
+    evidence: pd.DataFrame,
+    encoder: Encoder,
+    *,
+    answered: int = 3,
+    right_from: float = 0.5,
+    seed: int = 0,
+) -> Fixes:
+    """Try the cheap settings on the questions of a trial.
+
+    The choosing questions are those of the trial's first split; if it has only one, every second question.
+
+    Args:
+        evidence: see `evidence.gather`.
+        answered: at most so many settings are answered, in the order of what they promise.
+    """
+    first = next(iter(trial.questions), "")
+    rows = evidence[evidence["stage"].notna()]
+    chooses = (
+        rows["split"] == first if rows["split"].nunique() > 1 else pd.Series(np.arange(len(rows)) % 2 == 0, rows.index)
+    )
+    choosing = set(rows["query_id"][chooses])
+    judging = set(rows["query_id"]) - choosing
+    settings = cheap_settings(base)
+    runs = {"as it is": trial.run} | {s.name: _run(collection, trial, base, s) for s in settings}
+    whole = {"as it is": _shown_whole(collection, trial.questions, runs["as it is"], base)}
+    whole |= {s.name: _shown_whole(collection, trial.questions, runs[s.name], s.system) for s in settings}
+    gains = {s.name: _mean(whole[s.name], choosing) - _mean(whole["as it is"], choosing) for s in settings}
+    right = {"as it is": _by_query(rows["query_id"], rows["correctness_retrieved"])}
+    worth = sorted((s for s in settings if gains[s.name] > 0 or not s.finds), key=lambda s: -gains[s.name])
+    for setting in worth[:answered] if len(right["as it is"]) else []:
+        right[setting.name] = _correctness(
+            collection, trial, runs[setting.name], setting, choosing & right["as it is"].keys(), encoder
+        )
+    best = _best(settings, right, gains, choosing)
+    table = pd.DataFrame([_row(name, settings, whole, right, choosing, judging, seed) for name in ["as it is", *gains]])
+    if best is None:
+        return Fixes(table, None, chosen_on=len(choosing))
+    if best.name not in right:
+        difference = _difference(whole[best.name], whole["as it is"], judging)
+        return Fixes(table, best, *_interval(difference, seed), n=len(difference), chosen_on=len(choosing))
+    rest = judging & right["as it is"].keys()
+    confirmed = _correctness(collection, trial, runs[best.name], best, rest, encoder)
+    difference = _difference(confirmed, right["as it is"], rest)
+    share = float(np.mean([value >= right_from for value in confirmed.values()])) if confirmed else float("nan")
+    chosen_on = len(choosing & right["as it is"].keys())
+    return Fixes(table, best, *_interval(difference, seed), right=share, n=len(difference), chosen_on=chosen_on)
+
+
+def _run(collection: Collection, trial: Trial, base: System, setting: Setting) -> Run:
+    if setting.system.retriever == base.retriever:
+        return trial.run
+    return retrieve(collection, [query for _, query in each_question(trial.questions)], setting.system.retriever)
+
+
+def _shown_whole(collection: Collection, questions: Questions, run: Run, system: System) -> dict[str, float]:
+    """Whether all that each question needs would be shown whole, 0 or 1."""
+    asked = list(each_question(questions))
+    prompts = prompts_for(collection, [query for _, query in asked], run, system.generator)
+    found: dict[str, float] = {}
+    for (split, query), prompt in zip(asked, prompts, strict=True):
+        groups = needed_groups(query, gold_of(collection, split, query))
+        shown = set(prompt.context_ids) - set(prompt.cut_ids)
+        if groups:
+            found[query.id] = float(all(group & shown for group in groups))
+    return found
+
+
+def _correctness(
+    collection: Collection, trial: Trial, run: Run, setting: Setting, ids: set[str], encoder: Encoder
+) -> dict[str, float]:
+    asked = {split: [query for query in queries if query.id in ids] for split, queries in trial.questions.items()}
+    queries = [query for _, query in each_question(asked)]
+    answers = {a.query_id: a for a in answer_run(collection, queries, run, setting.system.generator)}
+    tried = Trial(asked, run, setting.system.generator.contexts, {"retrieved": answers})
+    scores = correctness_of(collection, tried, encoder)
+    return _by_query(scores["query_id"], scores["value"])
+
+
+def _by_query(ids: pd.Series, values: pd.Series) -> dict[str, float]:
+    return {str(name): float(value) for name, value in zip(ids, values, strict=True) if not np.isnan(value)}
+
+
+def _best(
+    settings: list[Setting], right: dict[str, dict[str, float]], gains: dict[str, float], choosing: set[str]
+) -> Setting | None:
+    """The setting with the best answers on the choosing questions, or where nothing was answered the one that shows
+    most."""
+    if len(right["as it is"]):
+        value = {name: _mean(scores, choosing) for name, scores in right.items()}
+        names = max(value, key=lambda name: value[name])
+        return next((s for s in settings if s.name == names), None)
+    best = max(settings, key=lambda s: gains[s.name])
+    return best if gains[best.name] > 0 else None
+
+
+def _row(
+    name: str,
+    settings: list[Setting],
+    whole: dict[str, dict[str, float]],
+    right: dict[str, dict[str, float]],
+    choosing: set[str],
+    judging: set[str],
+    seed: int,
+) -> dict[str, Any]:
+    changes = next((s.changes for s in settings if s.name == name), {})
+    gain, low, high = _interval(_difference(whole[name], whole["as it is"], judging), seed)
+    return {
+        "setting": name,
+        "changes": ", ".join(f"{key}: {value}" for key, value in changes.items()) or "–",
+        "shown": _mean(whole[name], choosing),
+        "shown_gain": gain,
+        "low": low,
+        "high": high,
+        "right": _mean(right.get(name, {}), choosing),
+    }
+
+
+def _mean(values: dict[str, float], ids: set[str]) -> float:
+    kept = [value for query_id, value in values.items() if query_id in ids]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
+def _difference(values: dict[str, float], base: dict[str, float], ids: set[str]) -> np.ndarray:
+    return np.array([values[name] - base[name] for name in sorted(ids & values.keys() & base.keys())])
+
+
+def _interval(difference: np.ndarray, seed: int) -> tuple[float, float, float]:
+    if not len(difference):
+        return float("nan"), float("nan"), float("nan")
+    low, high = bootstrap_interval(difference, seed) or (float("nan"), float("nan"))
+    return float(difference.mean()), low, high
