@@ -15,14 +15,10 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from ragbench.collection.load import load_collection
-from ragbench.diagnosis.anchors import grounding_bar
-from ragbench.diagnosis.bottleneck import faults
-from ragbench.diagnosis.evidence import gather
-from ragbench.diagnosis.measures import offline_measures
-from ragbench.diagnosis.sign import Thresholds
-from ragbench.diagnosis.signs import all_signs
-from ragbench.diagnosis.topics import topics_of
+from ragbench.diagnosis.audit import diagnose, thresholds_from
+from ragbench.diagnosis.measures import measure_answers
 from ragbench.evaluation.evaluate import choose_questions
+from ragbench.evaluation.judge import Judge
 from ragbench.models import resolve_model
 from ragbench.retrieval.encoder import Encoder, open_encoder
 from ragbench.retrieval.retrieve import Retriever, retrieve
@@ -46,11 +42,9 @@ def make_world(encoder: Encoder) -> World:
 
 def audit(world: World, fault: Fault, strength: float, seed: int, encoder: Encoder) -> dict[str, Any]:
     trial = observe(world, fault, strength, ANSWERED, seed)
-    measures = offline_measures(world.collection, trial, encoder, likelihood_model=None)
-    evidence = gather(world.collection, trial, measures, encoder)
-    bar = grounding_bar(world.collection, trial, encoder, None)
-    signs = all_signs(evidence, topics_of(world.collection, trial, encoder), Thresholds(grounded=bar or 0.5))
-    named = [sign.name for sign in faults(signs)]
+    measured = measure_answers(world.collection, trial, encoder, kind="offline", llm=Judge(model="", endpoint=""))
+    diagnosis = diagnose(world.collection, trial, measured.table, encoder, thresholds_from({}, measured))
+    signs, named = diagnosis.signs, [sign.name for sign in diagnosis.faults]
     return {
         "planted": fault.name,
         "expected": fault.sign,

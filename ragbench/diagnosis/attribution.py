@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ragbench.diagnosis.evidence import STAGES
+from ragbench.diagnosis.intervals import rate_interval
 from ragbench.evaluation.scores import bootstrap_interval
 
 CELLS = {
@@ -20,7 +21,7 @@ CELLS = {
     "retriever": "wrong; right with the gold passages",
     "generator": "wrong, and still wrong with the gold passages, although all that is needed was shown",
     "both": "wrong, still wrong with the gold passages, and something needed was not shown",
-    "spoilt": "wrong with the passages, right without any",
+    "spoilt": "wrong, also with the gold passages; right without any",
 }
 HEADROOM = {
     "now": "as it is",
@@ -47,7 +48,7 @@ class Attribution:
     """The split of the error.
 
     Attributes:
-        n, scored: answerable questions that were answered, and those of them scored under all conditions.
+        n, scored: questions with gold passages that were asked, and those of them scored under all conditions.
         cells: `CELLS`, which add up to 1.
         headroom: the share of right answers as it is, and if one part alone, or both, were perfect.
         gains: headroom less ``now``, with a paired interval.
@@ -122,12 +123,12 @@ def attribute(evidence: pd.DataFrame, right_from: float = 0.5, seed: int = 0) ->
         "shown": "all that is needed is shown, but what stands beside it misleads",
     }
     return Attribution(
-        int((evidence["stage"].notna() & evidence["answered"]).sum()),
+        int((evidence["stage"].notna() & evidence["asked"]).sum()),
         len(rows),
         tuple(_share(name, text, rows, cell == name, seed) for name, text in CELLS.items()),
         tuple(_share(name, text, rows, would[name], seed) for name, text in HEADROOM.items()),
         tuple(
-            _share(name, text, rows, would[name].astype(float) - would["now"].astype(float), seed)
+            _gain(name, text, rows, would[name].astype(float) - would["now"].astype(float), seed)
             for name, text in HEADROOM.items()
             if name != "now"
         ),
@@ -138,9 +139,18 @@ def attribute(evidence: pd.DataFrame, right_from: float = 0.5, seed: int = 0) ->
     )
 
 
+def _gain(name: str, text: str, rows: pd.DataFrame, values: pd.Series, seed: int) -> Share:
+    numbers = values.to_numpy(dtype=float)
+    low, high = bootstrap_interval(numbers, seed) or (float("nan"), float("nan"))
+    return Share(name, text, float(numbers.mean()), low, high, tuple(rows["query_id"][numbers > 0]))
+
+
 def _share(name: str, text: str, rows: pd.DataFrame, values: pd.Series, seed: int) -> Share:
     numbers = values.to_numpy(dtype=float)
     low, high = bootstrap_interval(numbers, seed) or (float("nan"), float("nan"))
+    if len(set(numbers)) == 1 and numbers[0] in (0.0, 1.0) and (name, numbers[0]) != ("both", 1.0):
+        # Resampling cannot show what was not seen once in these questions; Wilson's interval allows for it.
+        low, high = rate_interval(int(numbers.sum()), len(numbers))
     return Share(name, text, float(numbers.mean()), low, high, tuple(rows["query_id"][numbers > 0]))
 
 

@@ -11,6 +11,7 @@ from ragbench.diagnosis.attribution import Attribution, attribute, shares_table
 from ragbench.diagnosis.bottleneck import explained, faults
 from ragbench.diagnosis.counterfactual import Trial
 from ragbench.diagnosis.evidence import gather
+from ragbench.diagnosis.measures import Measured
 from ragbench.diagnosis.sign import Sign, Thresholds
 from ragbench.diagnosis.signs import all_signs
 from ragbench.diagnosis.topics import topics_of
@@ -63,13 +64,13 @@ def diagnose(
         attribute(evidence, limits.right, seed),
         signs,
         faults(signs),
-        explained([sign for sign in signs if sign.state == "present"]),
+        explained(signs),
         float(evidence["special"].mean()) if len(evidence) else 0.0,
     )
 
 
-def thresholds_from(values: Mapping[str, float], grounded: float | None = None) -> Thresholds:
-    """Return the thresholds with some replaced; `grounded` stands where `values` does not name it.
+def thresholds_from(values: Mapping[str, float], measured: Measured) -> Thresholds:
+    """Return the thresholds with some replaced; what counts as supported and relevant is as `measured`, if not named.
 
     Raises:
         RagbenchError: a name is no threshold, or a value is not between 0 and 1.
@@ -80,11 +81,11 @@ def thresholds_from(values: Mapping[str, float], grounded: float | None = None) 
             near = difflib.get_close_matches(name, names, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" There are: {', '.join(sorted(names))}."
             raise RagbenchError(f"audit_thresholds: there is no threshold '{name}'.{hint}")
+        if name == "fewest" and value < 1:
+            raise RagbenchError(f"audit_thresholds: 'fewest' must be at least 1, found {value}.")
         if name != "fewest" and not 0 <= value <= 1:
             raise RagbenchError(f"audit_thresholds: '{name}' must lie between 0 and 1, found {value}.")
-    chosen = dict(values)
-    if grounded is not None:
-        chosen.setdefault("grounded", grounded)
+    chosen = {"grounded": measured.supported_from, "relevant": measured.relevant_from, **values}
     return Thresholds(**{name: int(value) if name == "fewest" else value for name, value in chosen.items()})  # type: ignore[arg-type]
 
 

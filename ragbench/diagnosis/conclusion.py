@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from ragbench.diagnosis.attribution import Attribution
 from ragbench.diagnosis.audit import Diagnosis
 from ragbench.diagnosis.cost import Bill
-from ragbench.diagnosis.decision import RETRIEVER_REALISED, Criteria, Decision, decide
+from ragbench.diagnosis.decision import Decision, decide
 from ragbench.diagnosis.fixes import Fixes
+from ragbench.diagnosis.rule import RETRIEVER_REALISED, Criteria
 from ragbench.diagnosis.vocabulary import level
 from ragbench.errors import RagbenchError
 
@@ -83,12 +84,12 @@ def _what_fails(split: Attribution | None) -> tuple[str, ...]:
 def _certainty(made: Decision) -> str:
     if not made.questions:
         return "Not firm: this rests on the retrieval alone."
-    sure = f"the same choice comes out on {made.confidence:.0%} of the resamples of these questions"
+    sure = f"the choice holds with a probability of {made.confidence:.0%}, for what {made.questions} questions can tell"
     if made.firm:
-        return f"Firm, on {made.questions} questions: {sure}."
+        return f"Firm: {sure}."
     if made.needed is not None:
-        return f"Not firm: {made.questions} questions are too few ({sure}); about {made.needed} would do."
-    return f"Not firm: on {made.questions} questions {sure}, and more like these would hardly settle it."
+        return f"Not firm: {made.questions} questions are too few; about {made.needed} would do. Now {sure}."
+    return f"Not firm: {sure}, and more questions like these would hardly settle it."
 
 
 def _costs(made: Decision, bill: Bill) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import pandas as pd
 from ragbench.collection.schema import Collection, passage_texts
 from ragbench.diagnosis.counterfactual import Trial
 from ragbench.diagnosis.throughput import Throughput, measure_throughput
+from ragbench.errors import RagbenchError
 from ragbench.generation.generate import Generator, token_counter
 from ragbench.generation.prompts import TokenCount
 from ragbench.retrieval.encoder import Encoder, open_encoder, parameter_count, token_counts
@@ -116,10 +117,16 @@ def tuning_cost(table: pd.DataFrame, choice: str, label_cost: float) -> float:
 
 
 def training_table(work: Workload, speed: Throughput | None, assumed: Assumptions) -> pd.DataFrame:
-    """Return columns component, method, device, hours, cost, basis, for `labels_wanted` examples.
+    """Return columns component, method, device, hours, cost, basis, for `labels_wanted` examples or those there are.
 
-    Without a local generator (`speed` is None) only the retriever can be projected.
+    Without a local generator (`speed` is None) only the retriever can be projected, and not for this machine.
+
+    Raises:
+        RagbenchError: a device whose peak is not above 0.
     """
+    for device, (peak, _) in assumed.devices.items():
+        if device != THIS_MACHINE and peak <= 0:
+            raise RagbenchError(f"cost_devices: '{device}' needs its peak in TFLOP/s, above 0; found {peak}.")
     examples = max(work.labels, assumed.labels_wanted)
     tokens = examples * assumed.epochs * (work.prompt_tokens + work.reference_tokens)
     pairs = examples * assumed.epochs * work.passage_tokens
@@ -250,4 +257,4 @@ def query_costs(work: Workload, assumed: Assumptions) -> pd.DataFrame:
 def _query_cost(read: float, written: float, seconds: float, assumed: Assumptions) -> float:
     if assumed.price_input or assumed.price_output:
         return (read * assumed.price_input + written * assumed.price_output) / 1e6
-    return seconds / 3600 * assumed.devices.get(THIS_MACHINE, [0.0, 0.0])[1]
+    return seconds / 3600 * assumed.devices.get(THIS_MACHINE, [0.0, float("nan")])[1]

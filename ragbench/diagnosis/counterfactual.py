@@ -37,10 +37,13 @@ class Trial:
 
 
 def each_question(questions: Questions) -> Iterator[tuple[str, Query]]:
-    """Yield (split, query)."""
+    """Yield (split, query), a question that stands in several splits only for the first."""
+    seen: set[str] = set()
     for split, queries in questions.items():
         for query in queries:
-            yield split, query
+            if query.id not in seen:
+                seen.add(query.id)
+                yield split, query
 
 
 def gold_of(collection: Collection, split: str, query: Query) -> dict[str, int]:
@@ -58,9 +61,11 @@ def oracle_run(collection: Collection, questions: Questions) -> Run:
     for split, query in each_question(questions):
         gold = gold_of(collection, split, query)
         order = sorted(gold, key=lambda passage_id: -gold[passage_id])
-        chosen = [next(name for name in order if name in group) for group in needed_groups(query, gold)]
-        if chosen:
-            run[query.id] = {name: -float(rank) for rank, name in enumerate(dict.fromkeys(chosen))}
+        meeting = [[name for name in order if name in group] for group in needed_groups(query, gold)]
+        if meeting and all(meeting):
+            run[query.id] = {
+                name: -float(rank) for rank, name in enumerate(dict.fromkeys(found[0] for found in meeting))
+            }
     return run
 
 
@@ -82,7 +87,7 @@ def answer_counterfactually(
     perfect = oracle_run(collection, questions)
     queries = [query for _, query in each_question(questions) if query.id in perfect and query.id in answered]
     most = max((len(perfect[query.id]) for query in queries), default=0)
-    room = max(room_for_context(generator), generator.max_context_tokens)
+    room = max(room_for_context(generator, [query.text for query in queries]), generator.max_context_tokens)
     oracle = replace(generator, contexts=most, max_context_tokens=room)
     closed = replace(generator, contexts=0, instruction=CLOSED_BOOK)
     answers: dict[Condition, dict[str, Answer]] = {

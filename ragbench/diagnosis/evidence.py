@@ -5,10 +5,12 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from ragbench.collection.schema import Collection, Query, needed_groups, passages
-from ragbench.diagnosis.counterfactual import CONDITIONS, Trial, each_question, gold_of
+from ragbench.collection.schema import Collection, Passage, Query, needed_groups, passages
+from ragbench.diagnosis.counterfactual import CONDITIONS, Condition, Trial, each_question, gold_of
 from ragbench.diagnosis.vocabulary import special_share, vocabulary_gap
+from ragbench.errors import RagbenchError
 from ragbench.evaluation.answer_metrics import citation_recall, form, token_f1
+from ragbench.generation.answers import Answer
 from ragbench.retrieval.encoder import Encoder, encode
 
 STAGES = ("not found", "not shown", "cut off", "shown")
@@ -25,10 +27,11 @@ def gather(collection: Collection, trial: Trial, measures: pd.DataFrame, encoder
         split, query_id, text, answerable, needs (how many passages an answer needs).
         stage: one of `STAGES`; missing for a question without gold passages. `first_gold`: the best passage is gold.
         words (in the question), special (share of special words in question and gold passages), gap (vocabulary gap).
-        answered: the system gave an answer.
+        asked, answered: the system was to answer it; it did (finish_reason other than ``error``).
         MEASURE_CONDITION: the measures under each condition (see `measures`); missing where they do not apply.
         MEASURE_given: under the retrieved contexts if everything needed was shown whole, else under the gold passages:
             how the generator does when it has what it needs.
+        oracle_cut: the gold passages did not fit whole, so that nothing can be said with all that is needed.
         cited_given: share of the needs that the answer cites. unchanged_given: token F1 of that answer with the one
             given without passages.
         form, usual_form: of the answer, and of most answers to the `NEIGHBOURS` most similar questions (see
@@ -37,9 +40,16 @@ def gather(collection: Collection, trial: Trial, measures: pd.DataFrame, encoder
     Args:
         measures: columns condition, query_id, measure, value.
         encoder: the fixed encoder, whose tokenizer tells special words.
+
+    Raises:
+        RagbenchError: there are no questions.
     """
-    table = pd.DataFrame([_retrieval_row(collection, trial, split, query) for split, query in _all(trial)])
-    table["special"] = _special(collection, trial, encoder)
+    asked = list(each_question(trial.questions))
+    if not asked:
+        raise RagbenchError("There are no questions to audit: the splits in audit_splits are empty.")
+    known = passages(collection, (name for split, query in asked for name in gold_of(collection, split, query)))
+    table = pd.DataFrame([_row(collection, trial, split, query, known) for split, query in asked])
+    table["special"] = _special(collection, trial, known, encoder)
     if len(measures):
         wide = measures.assign(column=measures["measure"] + "_" + measures["condition"]).pivot(
             index="query_id", columns="column", values="value"
@@ -50,18 +60,17 @@ def gather(collection: Collection, trial: Trial, measures: pd.DataFrame, encoder
             if f"{measure}_{condition}" not in table:
                 table[f"{measure}_{condition}"] = np.nan
         whole = table["stage"] == "shown"
-        table[f"{measure}_given"] = table[f"{measure}_retrieved"].where(whole, table[f"{measure}_oracle"])
+        table[f"{measure}_given"] = table[f"{measure}_retrieved"].where(
+            whole, table[f"{measure}_oracle"].mask(table["oracle_cut"])
+        )
     return table.join(_forms(trial, measures, encoder), on="query_id")
 
 
-def _all(trial: Trial) -> list[tuple[str, Query]]:
-    return list(each_question(trial.questions))
-
-
-def _retrieval_row(collection: Collection, trial: Trial, split: str, query: Query) -> dict[str, object]:
+def _row(
+    collection: Collection, trial: Trial, split: str, query: Query, known: dict[str, Passage]
+) -> dict[str, object]:
     gold = gold_of(collection, split, query)
     groups = needed_groups(query, gold)
-    known = passages(collection, gold)
     ranks = {passage_id: rank for rank, passage_id in enumerate(trial.run.get(query.id, {}), start=1)}
     stage = _stage(trial, query.id, groups, ranks) if groups else None
     return {
@@ -73,10 +82,16 @@ def _retrieval_row(collection: Collection, trial: Trial, split: str, query: Quer
         "stage": stage,
         "first_gold": bool(groups) and next(iter(ranks), None) in gold,
         "words": len(query.text.split()),
-        "gap": vocabulary_gap(query.text, [p.full_text for p in known.values()]) if groups else np.nan,
-        "answered": query.id in trial.answers.get("retrieved", {}),
+        "gap": vocabulary_gap(query.text, [known[name].full_text for name in gold]) if groups else np.nan,
+        "asked": query.id in trial.answers.get("retrieved", {}),
+        "answered": _answer(trial, "retrieved", query.id) is not None,
         **_given(trial, query.id, groups, stage),
     }
+
+
+def _answer(trial: Trial, condition: Condition, query_id: str) -> Answer | None:
+    answer = trial.answers.get(condition, {}).get(query_id)
+    return None if answer is None or answer.finish_reason == "error" else answer
 
 
 def _stage(trial: Trial, query_id: str, groups: tuple[frozenset[str], ...], ranks: dict[str, int]) -> str:
@@ -93,22 +108,22 @@ def _stage(trial: Trial, query_id: str, groups: tuple[frozenset[str], ...], rank
 
 def _given(
     trial: Trial, query_id: str, groups: tuple[frozenset[str], ...], stage: str | None
-) -> dict[str, float | None]:
-    answer = trial.answers.get("retrieved" if stage == "shown" else "oracle", {}).get(query_id)
-    without = trial.answers.get("none", {}).get(query_id)
+) -> dict[str, float | bool | None]:
+    oracle = _answer(trial, "oracle", query_id)
+    cut = oracle is not None and bool(oracle.cut_ids)
+    answer = _answer(trial, "retrieved", query_id) if stage == "shown" else None if cut else oracle
+    without = _answer(trial, "none", query_id)
     return {
+        "oracle_cut": cut,
         "cited_given": citation_recall(answer.answer, groups) if answer else None,
         "unchanged_given": token_f1(answer.answer, without.answer) if answer and without else None,
     }
 
 
-def _special(collection: Collection, trial: Trial, encoder: Encoder) -> np.ndarray:
+def _special(collection: Collection, trial: Trial, known: dict[str, Passage], encoder: Encoder) -> np.ndarray:
     """Mean of the question's own share and that of its gold passages taken together."""
-    asked = _all(trial)
-    gold = [
-        " ".join(p.full_text for p in passages(collection, gold_of(collection, split, query)).values())
-        for split, query in asked
-    ]
+    asked = list(each_question(trial.questions))
+    gold = [" ".join(known[name].full_text for name in gold_of(collection, split, query)) for split, query in asked]
     questions = special_share([query.text for _, query in asked], encoder)
     return np.where([bool(text) for text in gold], (questions + special_share(gold, encoder)) / 2, questions)
 
@@ -121,7 +136,7 @@ def _forms(trial: Trial, measures: pd.DataFrame, encoder: Encoder) -> pd.DataFra
         for query_id, value in zip(kept["query_id"], kept["value"], strict=True)
         if not np.isnan(value)
     }
-    texts = {query.id: query.text for _, query in _all(trial)}
+    texts = {query.id: query.text for _, query in each_question(trial.questions)}
     if len(forms) < 2:
         return pd.DataFrame({"form": pd.Series(forms, dtype=object), "usual_form": pd.Series(forms, dtype=object)})
     vectors = encode(encoder, [texts[query_id] for query_id in forms], "query")

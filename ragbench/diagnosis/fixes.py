@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from ragbench.collection.schema import Collection, needed_groups
-from ragbench.diagnosis.counterfactual import Trial, each_question, gold_of
+from ragbench.diagnosis.counterfactual import Condition, Trial, each_question, gold_of
 from ragbench.diagnosis.measures import correctness_of
 from ragbench.evaluation.evaluate import Questions, System
 from ragbench.evaluation.scores import bootstrap_interval
-from ragbench.generation.generate import answer_run, prompts_for
+from ragbench.generation.answers import Answer
+from ragbench.generation.generate import answer_run, prompts_for, room_for_context
 from ragbench.retrieval.encoder import Encoder
 from ragbench.retrieval.retrieve import retrieve
 from ragbench.retrieval.runs import Run
@@ -45,13 +46,12 @@ class Fixes:
     """What was tried.
 
     Attributes:
-        table: a row for each setting: setting, changes, shown (share of the choosing questions for which all that is
-            needed is shown whole), shown_gain on the other questions with low and high, right (mean estimate of
-            correctness on the choosing questions; missing if it was not answered).
-        best: the setting to take, or None if none was better than the system as it is.
-        gain, low, high: its mean gain on the questions that did not choose it: of correctness if it was answered, else
-            of what is shown.
-        right: share of right answers it gave there; missing if it was not answered.
+        table: a row for each setting: setting, changes; shown (share of the choosing questions for which all that is
+            needed is shown whole); shown_gain on the other questions with low and high; right and correctness (share of
+            right answers and mean estimate on the choosing questions; missing if it was not answered).
+        best: the setting that did best on the choosing questions, or None if none beat the system as it is.
+        gain, low, high: what it gains on the questions that did not choose it: in the share of right answers if it was
+            answered, else in the share of questions for which all that is needed is shown; missing if there are none.
         n: those questions.
         chosen_on: how many questions chose.
     """
@@ -61,7 +61,6 @@ class Fixes:
     gain: float = float("nan")
     low: float = float("nan")
     high: float = float("nan")
-    right: float = float("nan")
     n: int = 0
     chosen_on: int = 0
 
@@ -106,43 +105,65 @@ def try_fixes(
 ) -> Fixes:
     """Try the cheap settings on the questions of a trial.
 
-    The choosing questions are those of the trial's first split; if it has only one, every second question.
+    The choosing questions are those of the trial's first split; if the others, or it, have none, every second question.
+    Correctness is estimated in the same way for all, also where a judge scored the system as it is.
 
     Args:
         evidence: see `evidence.gather`.
         answered: at most so many settings are answered, in the order of what they promise.
     """
-    first = next(iter(trial.questions), "")
+    offline = correctness_of(collection, Trial(trial.questions, trial.run, trial.contexts, _retrieved(trial)), encoder)
+    base_right = _by_query(offline["query_id"], offline["value"])
     rows = evidence[evidence["stage"].notna()]
-    chooses = (
-        rows["split"] == first if rows["split"].nunique() > 1 else pd.Series(np.arange(len(rows)) % 2 == 0, rows.index)
-    )
-    choosing = set(rows["query_id"][chooses])
-    judging = set(rows["query_id"]) - choosing
+    choosing, judging = _halves(rows, base_right)
     settings = cheap_settings(base)
     runs = {"as it is": trial.run} | {s.name: _run(collection, trial, base, s) for s in settings}
     whole = {"as it is": _shown_whole(collection, trial.questions, runs["as it is"], base)}
     whole |= {s.name: _shown_whole(collection, trial.questions, runs[s.name], s.system) for s in settings}
     gains = {s.name: _mean(whole[s.name], choosing) - _mean(whole["as it is"], choosing) for s in settings}
-    right = {"as it is": _by_query(rows["query_id"], rows["correctness_retrieved"])}
+    right = {"as it is": base_right}
+    texts = [query.text for _, query in each_question(trial.questions)]
     worth = sorted((s for s in settings if gains[s.name] > 0 or not s.finds), key=lambda s: -gains[s.name])
-    for setting in worth[:answered] if len(right["as it is"]) else []:
-        right[setting.name] = _correctness(
-            collection, trial, runs[setting.name], setting, choosing & right["as it is"].keys(), encoder
-        )
-    best = _best(settings, right, gains, choosing)
-    table = pd.DataFrame([_row(name, settings, whole, right, choosing, judging, seed) for name in ["as it is", *gains]])
+    for setting in [s for s in worth if base_right and _readable(s, texts)][:answered]:
+        ids = choosing & base_right.keys()
+        right[setting.name] = _correctness(collection, trial, runs[setting.name], setting, ids, encoder)
+    best = _best(settings, right, gains, choosing, right_from)
+    table = pd.DataFrame(
+        [_row(name, settings, whole, right, choosing, judging, right_from, seed) for name in ["as it is", *gains]]
+    )
+    chosen_on = len(choosing & base_right.keys()) if base_right else len(choosing)
     if best is None:
-        return Fixes(table, None, chosen_on=len(choosing))
+        return Fixes(table, None, chosen_on=chosen_on)
     if best.name not in right:
         difference = _difference(whole[best.name], whole["as it is"], judging)
-        return Fixes(table, best, *_interval(difference, seed), n=len(difference), chosen_on=len(choosing))
-    rest = judging & right["as it is"].keys()
-    confirmed = _correctness(collection, trial, runs[best.name], best, rest, encoder)
-    difference = _difference(confirmed, right["as it is"], rest)
-    share = float(np.mean([value >= right_from for value in confirmed.values()])) if confirmed else float("nan")
-    chosen_on = len(choosing & right["as it is"].keys())
-    return Fixes(table, best, *_interval(difference, seed), right=share, n=len(difference), chosen_on=chosen_on)
+    else:
+        rest = judging & base_right.keys()
+        confirmed = _correctness(collection, trial, runs[best.name], best, rest, encoder)
+        difference = _difference(_as_right(confirmed, right_from), _as_right(base_right, right_from), rest)
+    return Fixes(table, best, *_interval(difference, seed), n=len(difference), chosen_on=chosen_on)
+
+
+def _retrieved(trial: Trial) -> dict[Condition, dict[str, Answer]]:
+    return {"retrieved": trial.answers.get("retrieved", {})}
+
+
+def _halves(rows: pd.DataFrame, answered: dict[str, float]) -> tuple[set[str], set[str]]:
+    """Return the questions that choose and those that confirm; both have answered ones if there are two."""
+    first = rows["split"] == rows["split"].iloc[0] if len(rows) else pd.Series(dtype=bool)
+    counted = rows["query_id"].isin(answered) if answered else pd.Series(True, rows.index)
+    if not (counted & first).any() or not (counted & ~first).any():
+        first = counted.astype(int).cumsum() % 2 == 1
+    return set(rows["query_id"][first]), set(rows["query_id"][~first])
+
+
+def _readable(setting: Setting, texts: list[str]) -> bool:
+    """Whether the generator is known to read as much as the setting would show it."""
+    generator = setting.system.generator
+    return generator.backend != "local" or generator.max_context_tokens <= room_for_context(generator, texts)
+
+
+def _as_right(values: dict[str, float], right_from: float) -> dict[str, float]:
+    return {name: float(value >= right_from) for name, value in values.items()}
 
 
 def _run(collection: Collection, trial: Trial, base: System, setting: Setting) -> Run:
@@ -180,16 +201,28 @@ def _by_query(ids: pd.Series, values: pd.Series) -> dict[str, float]:
 
 
 def _best(
-    settings: list[Setting], right: dict[str, dict[str, float]], gains: dict[str, float], choosing: set[str]
+    settings: list[Setting],
+    right: dict[str, dict[str, float]],
+    gains: dict[str, float],
+    choosing: set[str],
+    right_from: float,
 ) -> Setting | None:
-    """The setting with the best answers on the choosing questions, or where nothing was answered the one that shows
-    most."""
-    if len(right["as it is"]):
-        value = {name: _mean(scores, choosing) for name, scores in right.items()}
-        names = max(value, key=lambda name: value[name])
-        return next((s for s in settings if s.name == names), None)
-    best = max(settings, key=lambda s: gains[s.name])
-    return best if gains[best.name] > 0 else None
+    """The setting with the most right answers on the choosing questions, of equals that with the best estimates; where
+    nothing was answered, the one that shows most. None if that is no more than as it is."""
+    base = right["as it is"]
+    if not base:
+        best = max(settings, key=lambda s: gains[s.name])
+        return best if gains[best.name] > 0 else None
+    value = {}
+    for setting in settings:
+        values = right.get(setting.name, {})
+        shared = choosing & values.keys() & base.keys()
+        # A setting under which answers fail must not win by what it leaves out.
+        if len(shared) > len(choosing & base.keys()) / 2:
+            counted = _difference(_as_right(values, right_from), _as_right(base, right_from), shared).mean()
+            value[setting.name] = (float(counted), float(_difference(values, base, shared).mean()))
+    name = max(value, key=lambda name: value[name], default=None)
+    return next((s for s in settings if s.name == name), None) if name and value[name] > (0.0, 0.0) else None
 
 
 def _row(
@@ -199,10 +232,12 @@ def _row(
     right: dict[str, dict[str, float]],
     choosing: set[str],
     judging: set[str],
+    right_from: float,
     seed: int,
 ) -> dict[str, Any]:
     changes = next((s.changes for s in settings if s.name == name), {})
     gain, low, high = _interval(_difference(whole[name], whole["as it is"], judging), seed)
+    values = right.get(name, {})
     return {
         "setting": name,
         "changes": ", ".join(f"{key}: {value}" for key, value in changes.items()) or "–",
@@ -210,7 +245,8 @@ def _row(
         "shown_gain": gain,
         "low": low,
         "high": high,
-        "right": _mean(right.get(name, {}), choosing),
+        "right": _mean(_as_right(values, right_from), choosing),
+        "correctness": _mean(values, choosing),
     }
 
 

@@ -51,15 +51,16 @@ def domain_terms(evidence: pd.DataFrame, limits: Thresholds) -> Sign:
     )
     if len(rows) < limits.fewest or rows["special"].nunique() < 2:
         return replace(sign, n=len(rows))
-    rank = rows["special"].rank(pct=True)
+    rank = rows["special"].rank()
+    rank = (rank - rank.min()) / (rank.max() - rank.min())
     rate, low, high = slope(rank.to_numpy(), 1 - rows["correctness_given"].to_numpy())
-    special = rank > 2 / 3
+    special = rank >= rank.quantile(2 / 3)
     wrong = rows["correctness_given"] < limits.right
     return replace(
         sign,
-        rate=rate,
-        low=low,
-        high=high,
+        rate=min(rate, 1.0),
+        low=min(max(low, -1.0), 1.0),
+        high=min(high, 1.0),
         n=len(rows),
         query_ids=tuple(rows["query_id"][special & wrong]),
         detail=f"wrong: {wrong[special].mean():.0%} of the third with the most special words, "

@@ -31,6 +31,8 @@ def rate_difference(
 
 def slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     """Return the slope of the least-squares line of `y` over `x` with its 95 % interval; at least 3 points."""
+    if np.ptp(y) == 0:
+        return 0.0, 0.0, 0.0
     line = linregress(x, y)
     reach = float(t.ppf(0.975, len(x) - 2)) * float(line.stderr)
     return float(line.slope), float(line.slope) - reach, float(line.slope) + reach

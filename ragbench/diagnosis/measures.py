@@ -5,6 +5,7 @@ Columns condition, query_id, measure, value; the measures, each 0 to 1, are ``co
 value that could not be had is missing; a measure that does not apply to an answer has no row.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -15,7 +16,7 @@ from ragbench.collection.schema import Collection, Query, passages
 from ragbench.diagnosis.anchors import grounding_bar
 from ragbench.diagnosis.counterfactual import CONDITIONS, Condition, Trial, each_question, gold_of
 from ragbench.errors import RagbenchError
-from ragbench.evaluation.answer_metrics import HOUSE_STYLE, conforms, refuses
+from ragbench.evaluation.answer_metrics import CITATION, HOUSE_STYLE, conforms, refuses
 from ragbench.evaluation.correctness import Compared, correctness
 from ragbench.evaluation.grounding import AnswerWithContexts, grounding
 from ragbench.evaluation.grounding_model import fitted
@@ -25,6 +26,10 @@ from ragbench.generation.answers import Answer
 from ragbench.retrieval.encoder import Encoder
 
 COLUMNS = ["condition", "query_id", "measure", "value"]
+RELEVANT_SHARE = 0.8
+"""Offline, an answer must be nearer to its own question than to this share of the others."""
+RELEVANT_COSINE = 0.5
+"""RAGAS's answer relevancy is a mean cosine of questions, mostly .6 to .9 for answers to the point."""
 JUDGED = {"answer_correctness": "correctness", "faithfulness": "grounding", "answer_relevancy": "relevance"}
 """What each of RAGAS's metrics stands for among the measures."""
 
@@ -35,7 +40,7 @@ class Measured:
 
     Attributes:
         table: columns condition, query_id, measure, value.
-        supported_from: from which estimate of grounding on an answer counts as supported.
+        supported_from, relevant_from: from where on an answer counts as supported, and as speaking to its question.
         reliability: of the offline estimate, its agreement with people on held-out labels; of a judge, how many of n
             it scored, why not the others, and the spread between repeats.
         spent: what a judge cost, in words; empty for the offline estimate.
@@ -43,6 +48,7 @@ class Measured:
 
     table: pd.DataFrame
     supported_from: float
+    relevant_from: float
     reliability: pd.DataFrame
     spent: str
 
@@ -94,6 +100,7 @@ def measure_answers(
         return Measured(
             offline_measures(collection, trial, encoder, model, answer_format),
             grounding_bar(collection, trial, encoder, model) or fit.threshold,
+            RELEVANT_SHARE,
             pd.DataFrame([asdict(agreement) for agreement in fit.agreement]),
             "",
         )
@@ -106,7 +113,7 @@ def measure_answers(
         sum(getattr(found, name) for found in judgements.values()) for name in ("calls", "cached_calls", "cost")
     )
     spent = f"{calls} calls to {llm.model} for {paid:.2f}; {kept} more were in the cache."
-    return Measured(table, 0.5, pd.concat(coverage, ignore_index=True), spent)
+    return Measured(table, 0.5, RELEVANT_COSINE, pd.concat(coverage, ignore_index=True), spent)
 
 
 def offline_measures(
@@ -137,11 +144,16 @@ def correctness_of(collection: Collection, trial: Trial, encoder: Encoder) -> pd
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 
+def comparable(query: Query) -> bool:
+    """Whether a question can be answered and has a reference that says something."""
+    return query.answerable and re.search(r"\w", CITATION.sub(" ", query.answer or "")) is not None
+
+
 _Row = tuple[str, str, str, float]
 
 
 def _correctness(collection: Collection, given: list[Asked], encoder: Encoder) -> list[_Row]:
-    compared = [a for a in given if a.query.answer is not None and a.query.answerable]
+    compared = [a for a in given if comparable(a.query)]
     items = []
     for a in compared:
         gold = passages(collection, gold_of(collection, a.split, a.query))
@@ -182,16 +194,19 @@ def judged_measures(
 ) -> tuple[pd.DataFrame, dict[Condition, Judgement]]:
     """Replace the estimates of correctness, grounding and relevance by a judge's; return them and what was judged.
 
-    What the judge could not score is missing; no estimate takes its place.
+    What the judge could not score is missing; no estimate takes its place. Empty answers and refusals are not judged:
+    where there is an answer they are wrong, and they claim nothing that could be supported.
 
     Raises:
         RagbenchError: see `judge.judge`.
     """
     given = list(given_answers(trial))
+    silent = [a for a in given if not re.search(r"\w", a.answer.answer) or refuses(a.answer.answer)]
+    wrong = [(a.condition, a.query.id, "correctness", 0.0) for a in silent if comparable(a.query)]
     judgements: dict[Condition, Judgement] = {}
-    parts = [estimated[~estimated["measure"].isin(JUDGED.values())]]
+    parts = [estimated[~estimated["measure"].isin(JUDGED.values())], pd.DataFrame(wrong, columns=COLUMNS)]
     for condition in CONDITIONS:
-        asked = [a for a in given if a.condition == condition]
+        asked = [a for a in given if a.condition == condition and a not in silent]
         metrics = [name for name in JUDGED if condition != "none" or name == "answer_correctness"]
         if condition == "retrieved":
             metrics += ["llm_context_precision", "llm_context_recall"]
@@ -210,7 +225,7 @@ def _samples(collection: Collection, asked: list[Asked]) -> list[Sample]:
             a.query.text,
             a.answer.answer,
             tuple(known[name].full_text for name in a.answer.context_ids),
-            a.query.answer if a.query.answerable else None,
+            a.query.answer if comparable(a.query) else None,
         )
         for a in asked
     ]

@@ -24,7 +24,7 @@ class Thresholds:
     relevant: float = 0.8
     fewest: int = 10
     wrong_despite_retrieval: float = 0.3
-    domain_terms: float = 0.05
+    domain_terms: float = 0.0
     hallucination: float = 0.2
     format: float = 0.15
     off_topic: float = 0.15
@@ -65,13 +65,20 @@ class Sign:
     state: State = "unknown"
 
 
-def rate_of(rows: pd.DataFrame, events: pd.Series) -> dict[str, Any]:
-    """Return the fields of a sign that counts `events` among `rows`."""
-    happened = events.to_numpy(dtype=bool)
-    low, high = rate_interval(int(happened.sum()), len(rows))
-    rate = float(happened.mean()) if len(rows) else float("nan")
-    return {"rate": rate, "low": low, "high": high, "n": len(rows), "query_ids": tuple(rows["query_id"][happened])}
-
-
 NOTHING: dict[str, Any] = {"rate": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
 """The fields of a sign for which there is nothing to see it on."""
+
+
+def rate_of(rows: pd.DataFrame, events: pd.Series) -> dict[str, Any]:
+    """Return the fields of a sign that counts `events` among `rows`."""
+    if rows.empty:
+        return NOTHING
+    happened = events.to_numpy(dtype=bool)
+    low, high = rate_interval(int(happened.sum()), len(rows))
+    return {
+        "rate": float(happened.mean()),
+        "low": low,
+        "high": high,
+        "n": len(rows),
+        "query_ids": tuple(rows["query_id"][happened]),
+    }

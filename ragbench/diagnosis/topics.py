@@ -47,5 +47,8 @@ def _names(texts: list[str]) -> list[str]:
     except ValueError:  # not one word in any of them
         return [f"topic {number}" for number in range(1, len(texts) + 1)]
     vocabulary = counter.get_feature_names_out()
-    found = [", ".join(vocabulary[np.argsort(-row, kind="stable")[:3]]) for row in weights]
+    found = []
+    for number, row in enumerate(weights, start=1):
+        first = [place for place in np.argsort(-row, kind="stable")[:3] if row[place] > 0]
+        found.append(", ".join(vocabulary[first]) if first else f"topic {number}")
     return [name if found.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(found, start=1)]

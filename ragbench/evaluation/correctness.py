@@ -39,6 +39,8 @@ def features(item: Compared) -> tuple[float, float]:
     """Return (overlap, novelty): token F1 with the reference; share of the answer's words that are from nowhere."""
     known = {word for text in (item.question, item.reference, *item.gold) for word in words(text)}
     said = set(words(item.answer))
+    if not words(item.reference):  # symbols only, such as an operator
+        return float(item.answer.strip() == item.reference.strip()), 0.0
     return token_f1(item.answer, item.reference), len(said - known) / len(said) if said else 0.0
 
 

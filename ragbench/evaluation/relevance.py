@@ -8,6 +8,9 @@ import numpy as np
 from ragbench.evaluation.answer_metrics import CITATION
 from ragbench.retrieval.encoder import Encoder, encode
 
+SAME = 1 - 1e-5
+"""Cosine from which two questions are the same."""
+
 
 def relevance(
     questions: Sequence[str], answers: Sequence[str], others: Sequence[str], encoder: Encoder
@@ -19,18 +22,21 @@ def relevance(
     about this question. About .5 for an answer that has nothing to do with it.
 
     Args:
-        others: the questions to compare with; those equal to an answer's own are left out.
+        others: the questions to compare with; those that are the same as an answer's own, but for case or spaces, are
+            left out.
     """
     texts = [CITATION.sub(" ", answer).strip() for answer in answers]
     pool = list(dict.fromkeys(others))
     if not any(texts) or not pool:
         return [None] * len(texts)
     said = encode(encoder, [text or "." for text in texts], "passage")
-    own = np.sum(said * encode(encoder, list(questions), "query"), axis=1)
-    farther = said @ encode(encoder, pool, "query").T < own[:, None]
+    asked, rest = encode(encoder, list(questions), "query"), encode(encoder, pool, "query")
+    own = np.sum(said * asked, axis=1)
+    farther = said @ rest.T < own[:, None]
+    different = asked @ rest.T < SAME
     values: list[float | None] = []
-    for question, text, row in zip(questions, texts, farther, strict=True):
-        compared = [bool(value) for other, value in zip(pool, row, strict=True) if other != question]
+    for text, row, counts in zip(texts, farther, different, strict=True):
+        compared = row[counts].tolist()
         said_something = bool(re.search(r"\w", text)) and bool(compared)
         values.append(sum(compared) / len(compared) if said_something else None)
     return values

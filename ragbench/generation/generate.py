@@ -1,5 +1,6 @@
 """One call from a run to answers, whatever the generator."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,8 +11,8 @@ from ragbench.generation.answers import Answer, make_answer
 from ragbench.generation.prompts import INSTRUCTION, Order, Prompt, TokenCount, build_prompt
 from ragbench.retrieval.runs import Run, top
 
-QUESTION_TOKENS = 256
-"""Room that is kept for the question and the instruction."""
+TEMPLATE_TOKENS = 64
+"""Room that is kept for what a chat template puts around the messages."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +119,17 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
     return [make_answer(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
-def room_for_context(generator: Generator) -> int:
-    """Return how many tokens of passages the generator can read beside a long question and its answer.
+def room_for_context(generator: Generator, questions: Sequence[str]) -> int:
+    """Return how many tokens of passages the generator can read beside any of the questions and its answer.
 
-    A served model does not tell its limit; four times `max_context_tokens` is assumed for it.
+    A served model does not tell its limit: what it is given now is all that it is known to read.
     """
     if generator.backend == "local":
         from ragbench.generation import local
 
         limit = local.longest_input(generator.model, generator.revision)
         if limit is not None:
-            return limit - generator.max_new_tokens - QUESTION_TOKENS
-    return 4 * generator.max_context_tokens
+            count = local.token_counter(generator.model, generator.revision)
+            longest = max((count(text) for text in questions), default=0)
+            return limit - generator.max_new_tokens - longest - count(generator.instruction) - TEMPLATE_TOKENS
+    return generator.max_context_tokens

@@ -98,9 +98,10 @@ def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Liter
 
 
 def pieces(encoder: Encoder, words: Sequence[str]) -> list[int]:
-    """Return into how many pieces the encoder's tokenizer spells each word."""
+    """Return into how many pieces the encoder's tokenizer spells each word; one it cannot spell counts by letters."""
     tokenizer = _sentence_transformer(encoder).tokenizer
-    return [len(ids) for ids in tokenizer(list(words), add_special_tokens=False)["input_ids"]] if words else []
+    found = tokenizer(list(words), add_special_tokens=False)["input_ids"] if words else []
+    return [len(word) if tokenizer.unk_token_id in ids else len(ids) for word, ids in zip(words, found, strict=True)]
 
 
 def parameter_count(encoder: Encoder) -> int:
