@@ -4,9 +4,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pandas as pd
 
-from ragbench.collection.schema import Collection
+from ragbench.collection.schema import Collection, passage_texts
 from ragbench.diagnosis.attribution import Attribution, attribute, shares_table
 from ragbench.diagnosis.bottleneck import explained, faults
 from ragbench.diagnosis.counterfactual import Trial
@@ -15,10 +16,14 @@ from ragbench.diagnosis.measures import Measured
 from ragbench.diagnosis.sign import Sign, Thresholds
 from ragbench.diagnosis.signs import all_signs
 from ragbench.diagnosis.topics import topics_of
+from ragbench.diagnosis.vocabulary import special_share
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.cases import Case, named_cases
 from ragbench.evaluation.evaluate import Outcome
 from ragbench.retrieval.encoder import Encoder
+
+SAMPLE = 500
+"""Passages, evenly spread over the corpus, on which its vocabulary is measured."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Diagnosis:
         signs: all signs, as measured.
         faults: those present that no other one explains, the worst first.
         consequences: name of a present sign → name of the one that explains it.
-        special: mean share of special words in questions and gold passages.
+        special: mean share of special words in the collection's passages.
     """
 
     evidence: pd.DataFrame
@@ -65,8 +70,13 @@ def diagnose(
         signs,
         faults(signs),
         explained(signs),
-        float(evidence["special"].mean()) if len(evidence) else 0.0,
+        _special_words(collection, encoder),
     )
+
+
+def _special_words(collection: Collection, encoder: Encoder) -> float:
+    rows = np.unique(np.linspace(0, len(collection.corpus) - 1, SAMPLE).astype(int))
+    return float(special_share(passage_texts(collection, rows).to_pylist(), encoder).mean())
 
 
 def thresholds_from(values: Mapping[str, float], measured: Measured) -> Thresholds:
@@ -87,16 +97,6 @@ def thresholds_from(values: Mapping[str, float], measured: Measured) -> Threshol
             raise RagbenchError(f"audit_thresholds: '{name}' must lie between 0 and 1, found {value}.")
     chosen = {"grounded": measured.supported_from, "relevant": measured.relevant_from, **values}
     return Thresholds(**{name: int(value) if name == "fewest" else value for name, value in chosen.items()})  # type: ignore[arg-type]
-
-
-def sign_table(diagnosis: Diagnosis) -> pd.DataFrame:
-    """Return columns sign, rate, low, high, threshold, n, state, explained by: one row a sign."""
-    titles = {sign.name: sign.title for sign in diagnosis.signs}
-    rows = [
-        (s.title, s.rate, s.low, s.high, s.threshold, s.n, s.state, titles.get(diagnosis.consequences.get(s.name, "")))
-        for s in diagnosis.signs
-    ]
-    return pd.DataFrame(rows, columns=["sign", "rate", "low", "high", "threshold", "n", "state", "explained by"])
 
 
 def sign_examples(

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
 from ragbench.diagnosis.attribution import Attribution
 from ragbench.diagnosis.audit import Diagnosis
-from ragbench.diagnosis.cost import Bill
+from ragbench.diagnosis.cost import THIS_MACHINE, Bill
 from ragbench.diagnosis.decision import Decision, decide
 from ragbench.diagnosis.fixes import Fixes
 from ragbench.diagnosis.rule import RETRIEVER_REALISED, Criteria
@@ -84,7 +86,8 @@ def _what_fails(split: Attribution | None) -> tuple[str, ...]:
 def _certainty(made: Decision) -> str:
     if not made.questions:
         return "Not firm: this rests on the retrieval alone."
-    sure = f"the choice holds with a probability of {made.confidence:.0%}, for what {made.questions} questions can tell"
+    probability = "more than 99%" if made.confidence > 0.99 else f"{made.confidence:.0%}"
+    sure = f"for what {made.questions} questions can tell, the choice holds with a probability of {probability}"
     if made.firm:
         return f"Firm: {sure}."
     if made.needed is not None:
@@ -93,20 +96,30 @@ def _certainty(made: Decision) -> str:
 
 
 def _costs(made: Decision, bill: Bill) -> tuple[str, ...]:
-    said = [
-        f"{row.system}: a query takes {row.seconds:.2f} s; a thousand cost {row.cost:.4f}."
-        for row in bill.queries.set_axis(["system", "seconds", "cost"], axis=1).itertuples()
-    ]
+    (now, price), (tuned, tuned_price) = bill.queries[["seconds", "cost of 1000 queries"]].to_numpy(dtype=float)
+    said = [f"A query takes {now:.2f} s as it is; a thousand cost {price:.3g}."] if now else []
     if made.choice in ("settings", "none"):
         return tuple(said)
     parts = (made.choice,) if made.choice in ("retriever", "generator") else ("retriever", "generator")
+    if now and "generator" in parts:
+        said.append(f"With a tuned generator, {tuned:.2f} s and {tuned_price:.3g} are projected.")
     for part in parts:
-        rows = bill.training[(bill.training["component"] == part) & bill.training["cost"].notna()]
-        for row in rows.sort_values("cost").head(1).itertuples():
-            said.append(f"Tuning the {part} ({row.method}) on {row.device}: {row.hours:.2f} hours, {row.cost:.2f}.")
+        priced = bill.training[(bill.training["component"] == part) & bill.training["cost"].notna()]
+        here = priced[priced["device"] == THIS_MACHINE].nsmallest(1, "cost")
+        elsewhere = priced[priced["device"] != THIS_MACHINE].nsmallest(1, "cost")
+        options = [
+            f"{_time(row['hours'])} on {row['device']} ({row['method']}, {row['cost']:.2f})"
+            for _, row in pd.concat([here, elsewhere]).iterrows()
+        ]
+        if options:
+            said.append(f"Tuning the {part} would take {', or '.join(options)}.")
     said.append(
         f"Labels: {bill.labels} more questions, {bill.label_hours:.0f} hours of work, {bill.label_cost:,.0f}."
         if bill.labels
         else "Labels: enough are there."
     )
     return tuple(said)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1.5 else f"{60 * hours:.0f} minutes"

@@ -33,6 +33,7 @@ class Assumptions:
         devices: name → [peak bfloat16 TFLOP/s, price an hour]; for `THIS_MACHINE` the speed is measured and its first
             number is not used.
         utilisation: share of the peak that training reaches.
+        setup_hours: to start another device and bring model and data there; paid like work.
         qlora_slowdown: how much longer QLoRA takes than LoRA (Dettmers et al. 2023 and its users report 1.3 to 1.4).
         epochs: passes over the data.
         labels_wanted: answered questions with gold passages that tuning should have.
@@ -42,6 +43,7 @@ class Assumptions:
 
     devices: dict[str, list[float]] = field(default_factory=lambda: {THIS_MACHINE: [0.0, 0.1]})
     utilisation: float = 0.2
+    setup_hours: float = 0.2
     qlora_slowdown: float = 1.35
     epochs: float = 3.0
     labels_wanted: int = 500
@@ -156,7 +158,8 @@ def _seconds(
     slower = assumed.qlora_slowdown if method == "QLoRA" else 1.0
     if device != THIS_MACHINE:
         operations = OPERATIONS[method] * parameters * tokens
-        return slower * operations / (peak * 1e12 * assumed.utilisation), "operations over usable speed"
+        seconds = slower * operations / (peak * 1e12 * assumed.utilisation)
+        return seconds + 3600 * assumed.setup_hours, "operations over usable speed, and the set-up"
     if speed is None:
         return None, "nothing was measured here"
     if component == "retriever":

@@ -50,7 +50,7 @@ def write_findings(
 
     base.trec (all questions), base.answers.jsonl and base.{oracle,none}.answers.jsonl, scores.parquet, metrics.json,
     evidence.parquet, findings.json (decision, attribution, signs), and settings.yaml: the cheap setting that
-    fine-tuning has to beat, as a params file.
+    fine-tuning has to beat, as a params file; empty if none gained anything.
     """
     write_run(trial.run, folder / "base.trec", "base")
     write_answers(outcome.answers.values(), folder / "base.answers.jsonl")
@@ -70,7 +70,7 @@ def write_findings(
         "special_words": diagnosis.special,
         "attribution": asdict(diagnosis.attribution) if diagnosis.attribution else None,
         "signs": [asdict(sign) for sign in diagnosis.signs],
-        "settings": fixes.best.changes if fixes.best else {},
+        "settings": fixes.best.changes if fixes.best and fixes.gain > 0 else {},
     }
     write_json(folder / "findings.json", _without_nan(found))
     write_text(folder / "settings.yaml", yaml.safe_dump(found["settings"], sort_keys=False))

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from ragbench.collection.schema import Collection, needed_groups
-from ragbench.diagnosis.counterfactual import Condition, Trial, each_question, gold_of
-from ragbench.diagnosis.measures import correctness_of
+from ragbench.diagnosis.counterfactual import Trial, each_question, gold_of
+from ragbench.diagnosis.measures import correctness_of, given_answers
+from ragbench.evaluation.answer_metrics import HOUSE_STYLE, conforms
 from ragbench.evaluation.evaluate import Questions, System
 from ragbench.evaluation.scores import bootstrap_interval
-from ragbench.generation.answers import Answer
 from ragbench.generation.generate import answer_run, prompts_for, room_for_context
 from ragbench.retrieval.encoder import Encoder
 from ragbench.retrieval.retrieve import retrieve
@@ -47,8 +47,9 @@ class Fixes:
 
     Attributes:
         table: a row for each setting: setting, changes; shown (share of the choosing questions for which all that is
-            needed is shown whole); shown_gain on the other questions with low and high; right and correctness (share of
-            right answers and mean estimate on the choosing questions; missing if it was not answered).
+            needed is shown whole); shown_gain on the other questions with low and high; right, correctness and format
+            (share of right answers, mean estimate, and share in the house style on the choosing questions; missing if
+            it was not answered).
         best: the setting that did best on the choosing questions, or None if none beat the system as it is.
         gain, low, high: what it gains on the questions that did not choose it: in the share of right answers if it was
             answered, else in the share of questions for which all that is needed is shown; missing if there are none.
@@ -100,6 +101,7 @@ def try_fixes(
     encoder: Encoder,
     *,
     answered: int = 3,
+    answer_format: str = HOUSE_STYLE,
     right_from: float = 0.5,
     seed: int = 0,
 ) -> Fixes:
@@ -112,8 +114,8 @@ def try_fixes(
         evidence: see `evidence.gather`.
         answered: at most so many settings are answered, in the order of what they promise.
     """
-    offline = correctness_of(collection, Trial(trial.questions, trial.run, trial.contexts, _retrieved(trial)), encoder)
-    base_right = _by_query(offline["query_id"], offline["value"])
+    base_trial = replace(trial, answers={"retrieved": trial.answers.get("retrieved", {})})
+    base_right = _correctness(collection, base_trial, encoder)
     rows = evidence[evidence["stage"].notna()]
     choosing, judging = _halves(rows, base_right)
     settings = cheap_settings(base)
@@ -122,14 +124,17 @@ def try_fixes(
     whole |= {s.name: _shown_whole(collection, trial.questions, runs[s.name], s.system) for s in settings}
     gains = {s.name: _mean(whole[s.name], choosing) - _mean(whole["as it is"], choosing) for s in settings}
     right = {"as it is": base_right}
+    form = {"as it is": _in_format(base_trial, answer_format)}
     texts = [query.text for _, query in each_question(trial.questions)]
     worth = sorted((s for s in settings if gains[s.name] > 0 or not s.finds), key=lambda s: -gains[s.name])
     for setting in [s for s in worth if base_right and _readable(s, texts)][:answered]:
         ids = choosing & base_right.keys()
-        right[setting.name] = _correctness(collection, trial, runs[setting.name], setting, ids, encoder)
+        tried = _try(collection, trial, runs[setting.name], setting, ids)
+        right[setting.name] = _correctness(collection, tried, encoder)
+        form[setting.name] = _in_format(tried, answer_format)
     best = _best(settings, right, gains, choosing, right_from)
     table = pd.DataFrame(
-        [_row(name, settings, whole, right, choosing, judging, right_from, seed) for name in ["as it is", *gains]]
+        [_row(name, settings, whole, right, choosing, judging, form, right_from, seed) for name in ["as it is", *gains]]
     )
     chosen_on = len(choosing & base_right.keys()) if base_right else len(choosing)
     if best is None:
@@ -138,13 +143,9 @@ def try_fixes(
         difference = _difference(whole[best.name], whole["as it is"], judging)
     else:
         rest = judging & base_right.keys()
-        confirmed = _correctness(collection, trial, runs[best.name], best, rest, encoder)
+        confirmed = _correctness(collection, _try(collection, trial, runs[best.name], best, rest), encoder)
         difference = _difference(_as_right(confirmed, right_from), _as_right(base_right, right_from), rest)
     return Fixes(table, best, *_interval(difference, seed), n=len(difference), chosen_on=chosen_on)
-
-
-def _retrieved(trial: Trial) -> dict[Condition, dict[str, Answer]]:
-    return {"retrieved": trial.answers.get("retrieved", {})}
 
 
 def _halves(rows: pd.DataFrame, answered: dict[str, float]) -> tuple[set[str], set[str]]:
@@ -185,15 +186,21 @@ def _shown_whole(collection: Collection, questions: Questions, run: Run, system:
     return found
 
 
-def _correctness(
-    collection: Collection, trial: Trial, run: Run, setting: Setting, ids: set[str], encoder: Encoder
-) -> dict[str, float]:
+def _try(collection: Collection, trial: Trial, run: Run, setting: Setting, ids: set[str]) -> Trial:
+    """Answer some questions under a setting."""
     asked = {split: [query for query in queries if query.id in ids] for split, queries in trial.questions.items()}
     queries = [query for _, query in each_question(asked)]
-    answers = {a.query_id: a for a in answer_run(collection, queries, run, setting.system.generator)}
-    tried = Trial(asked, run, setting.system.generator.contexts, {"retrieved": answers})
-    scores = correctness_of(collection, tried, encoder)
+    answers = {answer.query_id: answer for answer in answer_run(collection, queries, run, setting.system.generator)}
+    return Trial(asked, run, setting.system.generator.contexts, {"retrieved": answers})
+
+
+def _correctness(collection: Collection, trial: Trial, encoder: Encoder) -> dict[str, float]:
+    scores = correctness_of(collection, trial, encoder)
     return _by_query(scores["query_id"], scores["value"])
+
+
+def _in_format(trial: Trial, answer_format: str) -> dict[str, float]:
+    return {a.query.id: conforms(a.answer.answer, answer_format) for a in given_answers(trial)}
 
 
 def _by_query(ids: pd.Series, values: pd.Series) -> dict[str, float]:
@@ -232,6 +239,7 @@ def _row(
     right: dict[str, dict[str, float]],
     choosing: set[str],
     judging: set[str],
+    form: dict[str, dict[str, float]],
     right_from: float,
     seed: int,
 ) -> dict[str, Any]:
@@ -247,6 +255,7 @@ def _row(
         "high": high,
         "right": _mean(_as_right(values, right_from), choosing),
         "correctness": _mean(values, choosing),
+        "format": _mean(form.get(name, {}), choosing & values.keys()),
     }
 
 

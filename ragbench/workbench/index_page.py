@@ -13,14 +13,14 @@ from ragbench.workbench.reports import TEMPLATES, shortened
 from ragbench.workbench.stages import META, read_meta
 from ragbench.workbench.tables import fill, metrics_rows
 
-EVALUATION = "06_evaluation"
+AUDIT, EVALUATION = "01_audit", "06_evaluation"
 
 
 def write_index(run: Path) -> Path:
     """Write index.html from the stages that are complete; return its path.
 
-    Shows the verdict, the table and the plot of the evaluation, links to the stage reports, and what is needed to get
-    the same results again: parameters, versions, hashes.
+    Shows the verdict, what the audit advises, the table and the plot of the evaluation, links to the stage reports, and
+    what is needed to get the same results again: parameters, versions, hashes.
     """
     metas = {stage: read_meta(run / stage) for stage in STAGES if (run / stage / META).is_file()}
     verdict: dict[str, Any] = {"headline": "The evaluation has not run yet.", "reasons": []}
@@ -33,12 +33,16 @@ def write_index(run: Path) -> Path:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         columns, rows = metrics_rows(metrics["systems"])
         plot = base64.b64encode((folder / "metrics.png").read_bytes()).decode()
+    audit: dict[str, Any] = {}
+    if AUDIT in metas:
+        audit = json.loads((run / AUDIT / "findings.json").read_text(encoding="utf-8"))
     last = list(metas.values())[-1] if metas else {}
     page = fill(
         "index.html.j2",
         css=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         run=run.name,
         verdict=verdict,
+        audit=audit,
         columns=columns,
         rows=rows,
         plot=plot,

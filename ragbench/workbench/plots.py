@@ -97,16 +97,26 @@ def funnel(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+CELL_COLOURS = {
+    "known": "#5fa893",
+    "helped": "#0b6b57",
+    "retriever": "#c2571a",
+    "generator": "#9b3d6e",
+    "both": "#4a5fa5",
+    "spoilt": "#8a8f98",
+}
+
+
 def error_split(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw shares that add up to 1 as one bar, each part labelled with its share. `table` has columns text, value, low,
-    high; parts are drawn in its order, those of nothing left out.
+    """Draw shares that add up to 1 as one bar, each part labelled with its share and interval.
+
+    `table` has columns name (of `CELL_COLOURS`), text, value, low, high; parts are drawn in its order.
     """
-    ax = _axes(ax, 8.5, 0.9 + 0.34 * len(table))
-    colours = ["#0b6b57", "#5fa893", "#c2571a", "#9b3d6e", "#4a5fa5", "#8a8f98"]
+    ax = _axes(ax, 8.5, 1.2 + 0.28 * len(table))
     left = 0.0
-    for colour, (_, row) in zip(colours, table.iterrows(), strict=False):
+    for _, row in table.iterrows():
         label = f"{row['value']:.0%} [{row['low']:.0%}, {row['high']:.0%}]  {row['text']}"
-        ax.barh([0], [row["value"]], left=left, color=colour, height=0.6, label=label)
+        ax.barh([0], [row["value"]], left=left, color=CELL_COLOURS[row["name"]], height=0.6, label=label)
         if row["value"] >= 0.06:
             ax.text(left + row["value"] / 2, 0, f"{row['value']:.0%}", ha="center", va="center", color="white")
         left += row["value"]
@@ -114,23 +124,11 @@ def error_split(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_yticks([])
     ax.grid(visible=False)
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
-    ax.set_xlabel("share of the questions")
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.28), fontsize=9)
-    return ax
-
-
-def shares(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
-    """Draw shares with their 95 % intervals, one a row. `table` has columns text, value, low, high."""
-    ax = _axes(ax, 7.5, 0.7 + 0.4 * len(table))
-    y = np.arange(len(table))
-    ax.barh(y, table["value"], color=COLOURS[0], height=0.55, alpha=0.85)
-    ax.hlines(y, table["low"], table["high"], color=COLOURS[1], linewidth=2)
-    ax.set_yticks(y, list(table["text"]))
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1)
-    ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
-    ax.grid(axis="y", visible=False)
-    ax.set_xlabel(label)
+    ax.set_title("Every question that was asked and can be answered, by what became of it", loc="left", fontsize=10)
+    if len(table):
+        figure = ax.get_figure(root=True)
+        assert figure is not None
+        figure.legend(frameon=False, loc="outside lower left", fontsize=9)
     return ax
 
 

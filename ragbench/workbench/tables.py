@@ -86,10 +86,14 @@ def verdict_box(headline: str, certainty: str, sections: Mapping[str, Sequence[s
     return HTML(fill("verdict.html.j2", headline=headline, certainty=certainty, sections=sections))
 
 
-def sign_list(signs: Sequence[Any], examples: Mapping[str, Sequence[Any]]) -> HTML:
+def sign_list(signs: Sequence[Any], examples: Mapping[str, Sequence[Any]], consequences: Mapping[str, str]) -> HTML:
     """Show warning signs (`diagnosis.sign.Sign`) to open one by one, each with questions that show it.
 
     Args:
         examples: name of the sign → cases (`evaluation.cases.Case`).
+        consequences: name of a sign → name of the one that explains it.
     """
-    return HTML(fill("signs.html.j2", signs=signs, examples=examples))
+    causes = {
+        effect: next(sign.title for sign in signs if sign.name == cause) for effect, cause in consequences.items()
+    }
+    return HTML(fill("signs.html.j2", signs=signs, examples=examples, causes=causes))
