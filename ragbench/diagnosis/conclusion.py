@@ -30,11 +30,19 @@ class Conclusion:
 
 
 def conclude(
-    diagnosis: Diagnosis, fixes: Fixes, criteria: Criteria, bill: Bill, *, right_from: float = 0.5, seed: int = 0
+    diagnosis: Diagnosis,
+    fixes: Fixes,
+    criteria: Criteria,
+    bill: Bill,
+    *,
+    judge: str = "offline",
+    right_from: float = 0.5,
+    seed: int = 0,
 ) -> Conclusion:
     """Decide and put it into words.
 
     Args:
+        judge: who said what is right; see `measures.measure_answers`.
         criteria: with the domain ``measured``, it is taken from the vocabulary; the cost is taken from `bill`.
 
     Raises:
@@ -49,7 +57,7 @@ def conclude(
     return Conclusion(
         made,
         f"{made.headline}.",
-        _certainty(made),
+        _certainty(made, judge),
         {
             "What fails": fails,
             "Why this": made.reasons,
@@ -83,16 +91,18 @@ def _what_fails(split: Attribution | None) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _certainty(made: Decision) -> str:
+def _certainty(made: Decision, judge: str) -> str:
     if not made.questions:
         return "Not firm: this rests on the retrieval alone."
     probability = "more than 99%" if made.confidence > 0.99 else f"{made.confidence:.0%}"
     sure = f"for what {made.questions} questions can tell, the choice holds with a probability of {probability}"
+    who = "estimated without a judge" if judge == "offline" else "said by the judge"
+    by = f"What is right is {who}; how far that can be trusted is told below."
     if made.firm:
-        return f"Firm: {sure}."
+        return f"Firm: {sure}. {by}"
     if made.needed is not None:
-        return f"Not firm: {made.questions} questions are too few; about {made.needed} would do. Now {sure}."
-    return f"Not firm: {sure}, and more questions like these would hardly settle it."
+        return f"Not firm: {made.questions} questions are too few; about {made.needed} would do. Now, {sure}. {by}"
+    return f"Not firm: {sure}, and more questions like these would hardly settle it. {by}"
 
 
 def _costs(made: Decision, bill: Bill) -> tuple[str, ...]:

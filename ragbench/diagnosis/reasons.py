@@ -57,7 +57,7 @@ def why(
 
 def sign_sentence(sign: Sign) -> str:
     """Return a sign with its rate and interval."""
-    return f"{sign.title}: {sign.rate:.0%} (95 % interval {sign.low:.0%} to {sign.high:.0%})."
+    return f"{sign.title}: {sign.rate:.0%} (95% interval {sign.low:.0%} to {sign.high:.0%})."
 
 
 def _setting(fixes: Fixes) -> str:
