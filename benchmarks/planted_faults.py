@@ -7,6 +7,7 @@ pipeline of which any fault is named is a false alarm.
 
 import re
 from collections import Counter
+from math import isnan
 from typing import Any
 
 from harness import arguments, finish, result
@@ -53,7 +54,7 @@ def audit(world: World, fault: Fault, strength: float, seed: int, encoder: Encod
         "named": named[0] if named else "none",
         "also": named[1:],
         "present": [sign.name for sign in signs if sign.state == "present"],
-        "rates": {sign.name: round(sign.rate, 3) for sign in signs},
+        "rates": {sign.name: None if isnan(sign.rate) else round(sign.rate, 3) for sign in signs},
     }
 
 
@@ -68,10 +69,11 @@ def main() -> None:
     options = arguments(__doc__ or "")
     # The thresholds were set by looking at seeds 100 to 104; these are others.
     seeds = range(1) if options.quick else range(5)
+    strengths = slice(1, 2) if options.quick else slice(None)  # quick: only the strong version of each fault
     encoder = open_encoder("all-MiniLM-L6-v2")
     world = make_world(encoder)
-    work = [(fault, strength, seed) for fault in FAULTS for strength in fault.strengths for seed in seeds]
-    work += [(HEALTHY, 0.0, seed) for seed in range(4 * len(seeds))]
+    work = [(fault, strength, seed) for fault in FAULTS for strength in fault.strengths[strengths] for seed in seeds]
+    work += [(HEALTHY, 0.0, seed) for seed in range(4 if options.quick else 20)]
     rows = [audit(world, *job, encoder) for job in tqdm(work, desc="auditing", unit="pipeline")]
     confusion(rows)
     planted = [row for row in rows if row["planted"] != HEALTHY.name]

@@ -126,7 +126,10 @@ def attribute(evidence: pd.DataFrame, right_from: float = 0.5, seed: int = 0) ->
         int((evidence["stage"].notna() & evidence["asked"]).sum()),
         len(rows),
         tuple(_share(name, text, rows, cell == name, seed) for name, text in CELLS.items()),
-        tuple(_share(name, text, rows, would[name], seed) for name, text in HEADROOM.items()),
+        (
+            *(_share(name, text, rows, would[name], seed) for name, text in HEADROOM.items() if name != "both"),
+            Share("both", HEADROOM["both"], 1.0, 1.0, 1.0, tuple(rows["query_id"])),  # by definition, not as measured
+        ),
         tuple(
             _gain(name, text, rows, would[name].astype(float) - would["now"].astype(float), seed)
             for name, text in HEADROOM.items()
@@ -148,7 +151,7 @@ def _gain(name: str, text: str, rows: pd.DataFrame, values: pd.Series, seed: int
 def _share(name: str, text: str, rows: pd.DataFrame, values: pd.Series, seed: int) -> Share:
     numbers = values.to_numpy(dtype=float)
     low, high = bootstrap_interval(numbers, seed) or (float("nan"), float("nan"))
-    if len(set(numbers)) == 1 and numbers[0] in (0.0, 1.0) and (name, numbers[0]) != ("both", 1.0):
+    if len(set(numbers)) == 1 and numbers[0] in (0.0, 1.0):
         # Resampling cannot show what was not seen once in these questions; Wilson's interval allows for it.
         low, high = rate_interval(int(numbers.sum()), len(numbers))
     return Share(name, text, float(numbers.mean()), low, high, tuple(rows["query_id"][numbers > 0]))

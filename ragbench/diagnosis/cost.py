@@ -90,8 +90,10 @@ def workload(
         train: the split that training would learn from.
     """
     queries = collection.queries
-    gold = [name for name, found in collection.qrels.get(train, {}).items() if found]
-    answers = list(trial.answers.get("retrieved", {}).values())
+    gold = [
+        name for name, found in collection.qrels.get(train, {}).items() if any(score > 0 for score in found.values())
+    ]
+    answers = [a for a in trial.answers.get("retrieved", {}).values() if a.finish_reason != "error"]
     references = [count_tokens(query.answer) for query in queries.values() if query.answer]
     rows = np.linspace(0, len(collection.corpus) - 1, min(_SAMPLE, len(collection.corpus))).astype(int)
     passage = token_counts(retriever, passage_texts(collection, rows).to_pylist()).mean()
@@ -108,14 +110,15 @@ def workload(
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+    return float(np.mean(values)) if values else float("nan")
 
 
 def tuning_cost(table: pd.DataFrame, choice: str, label_cost: float) -> float:
-    """Return what a choice costs once: the cheapest device and method for each part it trains, and the labels."""
+    """Return what a choice costs once: the cheapest device and method for each part it trains, and the labels;
+    NaN if a part's cost is not known."""
     parts = {"retriever": ["retriever"], "generator": ["generator"]}.get(choice, ["retriever", "generator"])
     cheapest = [table.loc[table["component"] == part, "cost"].min() for part in parts]
-    return float(np.nansum(cheapest)) + label_cost
+    return float(np.sum(cheapest)) + label_cost
 
 
 def training_table(work: Workload, speed: Throughput | None, assumed: Assumptions) -> pd.DataFrame:

@@ -116,24 +116,27 @@ def _needed(shares: Shares, n: int, choice: Choice, fixes: Fixes, criteria: Crit
 def _on_retrieval_alone(evidence: pd.DataFrame, faults: Sequence[Sign], fixes: Fixes) -> Decision:
     """Decide where no answers could be scored: on what the retriever shows."""
     asked = evidence[evidence["stage"].notna()]
-    nothing = "No answers could be scored, since there are none, or no references to compare them with. This is an "
-    nothing += "audit of the retrieval alone, and says nothing of the generator."
+    nothing = (
+        "No answers could be scored: there are none, or no references to compare them with, or the judge failed. This "
+        "is an audit of the retrieval alone, and says nothing of the generator."
+    )
     if asked.empty:
         silent = (nothing, "No question has gold passages, so the retrieval cannot be judged either.")
         return _unscored("none", "Nothing can be decided: no question has gold passages", silent, len(asked))
     retrieval = [sign for sign in faults if sign.component in ("retriever", "settings")]
     free = fixes.best is not None and fixes.low > 0
-    choice: Choice = "settings" if free else "retriever" if retrieval else "none"
+    by_settings = free or (bool(retrieval) and all(sign.component == "settings" for sign in retrieval))
+    choice: Choice = "settings" if by_settings else "retriever" if retrieval else "none"
     said = [
         nothing,
-        f"For {asked['stage'].isin(['cut off', 'shown']).mean():.0%} of {len(asked)} questions everything needed is "
-        "ranked high enough to be shown.",
+        "Questions for which everything needed is ranked high enough to be shown: "
+        f"{asked['stage'].isin(['cut off', 'shown']).sum()} of {len(asked)}.",
         *map(reasons.sign_sentence, retrieval),
     ]
     if fixes.best is not None and not np.isnan(fixes.low):
         said.append(
-            f"The cheap setting that looked best is {fixes.best.name}: everything needed is shown for "
-            f"{100 * fixes.gain:+.0f} points more of {fixes.n} questions that did not choose it "
+            f"The cheap setting that looked best is {fixes.best.name}: on {fixes.n} questions that did not choose it, "
+            f"it changes the share for which everything needed is shown by {100 * fixes.gain:+.0f} points "
             f"({100 * fixes.low:+.0f} to {100 * fixes.high:+.0f})."
         )
     return _unscored(choice, f"Retrieval only: {reasons.lowered(choice)}", tuple(said), len(asked))
@@ -141,6 +144,6 @@ def _on_retrieval_alone(evidence: pd.DataFrame, faults: Sequence[Sign], fixes: F
 
 def _unscored(choice: Choice, headline: str, why: tuple[str, ...], asked: int) -> Decision:
     change = f"Answers and references for at least {FEWEST_QUESTIONS} questions would tell what the generator does."
-    few = f"{asked} questions are too few: at least {FEWEST_QUESTIONS} are needed for a firm verdict on retrieval."
+    few = f"Questions with gold passages: there are {asked}, too few; at least {FEWEST_QUESTIONS} are needed."
     change_it = (few, change) if asked < FEWEST_QUESTIONS else (change,)
     return Decision(choice, headline, False, float("nan"), 0, FEWEST_QUESTIONS, why, change_it, None)

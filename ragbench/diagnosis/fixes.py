@@ -14,6 +14,7 @@ import pandas as pd
 
 from ragbench.collection.schema import Collection, needed_groups
 from ragbench.diagnosis.counterfactual import Trial, each_question, gold_of
+from ragbench.diagnosis.intervals import rate_interval
 from ragbench.diagnosis.measures import correctness_of, given_answers
 from ragbench.evaluation.answer_metrics import HOUSE_STYLE, conforms
 from ragbench.evaluation.evaluate import Questions, System
@@ -272,4 +273,8 @@ def _interval(difference: np.ndarray, seed: int) -> tuple[float, float, float]:
     if not len(difference):
         return float("nan"), float("nan"), float("nan")
     low, high = bootstrap_interval(difference, seed) or (float("nan"), float("nan"))
+    if len(set(difference)) == 1:
+        # All alike: resampling sees no spread, but so many questions do not rule out that one in a few differs.
+        slack = rate_interval(0, len(difference))[1]
+        low, high = max(-1.0, low - slack), min(1.0, high + slack)
     return float(difference.mean()), low, high

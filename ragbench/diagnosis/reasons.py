@@ -17,11 +17,11 @@ from ragbench.diagnosis.rule import (
     choose,
     extra,
     known_gain,
+    part_to_train,
     project,
 )
 from ragbench.diagnosis.sign import Sign
 
-TRAINED: tuple[Choice, ...] = ("retriever", "generator", "end_to_end")
 HEADLINES: dict[Choice, str] = {
     "retriever": "Fine-tune the retriever",
     "generator": "Fine-tune the generator",
@@ -35,22 +35,23 @@ def why(
     choice: Choice, shares: Shares, p: Projection, faults: Sequence[Sign], fixes: Fixes, criteria: Criteria
 ) -> tuple[str, ...]:
     """Return the reasons for a choice."""
-    said = [f"{p.now:.0%} of the answers are right; {criteria.accuracy:.0%} are needed."]
+    said = [f"{p.now:.1%} of the answers are right; {criteria.accuracy:.1%} are needed."]
     said += [sign_sentence(sign) for sign in faults[:3]]
     if p.now < criteria.accuracy:
         said.append(
             f"Projected share of right answers: {p.retriever:.0%} after tuning the retriever, {p.generator:.0%} after "
             f"tuning the generator, {p.end_to_end:.0%} after both, if tuning the retriever repairs "
-            f"{RETRIEVER_REALISED[criteria.domain]:.0%} of what it could ({criteria.domain} domain vocabulary) and "
+            f"{RETRIEVER_REALISED[criteria.domain]:.0%} of what it could ({_words(criteria.domain)}) and "
             f"tuning the generator {GENERATOR_REALISED:.0%}."
         )
         said.append(_setting(fixes))
     if p.now < criteria.accuracy and criteria.cost > 0:
-        trained = choice if choice in TRAINED else max(TRAINED, key=lambda part: extra(p, part, criteria)[0])
-        answers, worth = extra(p, trained, criteria)
+        # The part that the rule weighed, also where it found it not to be worth its cost.
+        answers, worth = extra(p, part_to_train(p, criteria), criteria)
         said.append(
-            f"At {criteria.queries_per_month:,} queries a month, tuning would add {answers:,.0f} right answers a year, "
-            f"worth {worth:,.0f} at {criteria.worth:g} each, for a cost of {criteria.cost:,.0f} once."
+            f"At {criteria.queries_per_month:,} queries a month, tuning would add {answers:,.0f} right answers a year "
+            f"to what is free, worth {worth:,.0f} at {criteria.worth:g} each; tuning both parts and labelling cost "
+            f"{criteria.cost:,.0f} once."
         )
     return tuple(said)
 
@@ -91,28 +92,34 @@ def what_would_change_it(
     if not firm:
         said.append(_more_questions(questions, needed))
     if choice != "none":
-        said.append(f"If {p.now:.0%} of right answers were enough, nothing would have to be done.")
-    elif p.now >= criteria.accuracy:
-        said.append(f"If more than {p.now:.0%} of right answers were needed.")
+        said.append(f"If {p.now:.1%} of right answers were enough, nothing would have to be done.")
+    elif criteria.accuracy <= p.now < 1:
+        said.append(f"If more than {p.now:.1%} of right answers were needed, something would have to be done.")
     for domain in RETRIEVER_REALISED:
         changed = choose(project(shares, known_gain(fixes), domain), criteria)
         if domain != criteria.domain and changed != choice:
-            said.append(f"With {domain} domain vocabulary: {lowered(changed)}.")
-    for factor in (0.01, 0.1, 10, 100):
-        volume = int(criteria.queries_per_month * factor)
+            said.append(f"With {_words(domain)}: {lowered(changed)}.")
+    volumes = {max(1, int(criteria.queries_per_month * factor)) for factor in (0.01, 0.1, 10, 100)}
+    for volume in sorted(volumes):
         changed = choose(p, replace(criteria, queries_per_month=volume))
         if changed != choice:
-            said.append(f"At {volume:,} queries a month: {lowered(changed)}.")
-    return tuple(said)
+            said.append(f"With a monthly volume of {volume:,}: {lowered(changed)}.")
+    return tuple(said) or ("Only questions of another kind: these leave nothing to be done.",)
+
+
+def _words(domain: str) -> str:
+    return {"low": "general vocabulary", "medium": "fairly special vocabulary", "high": "very special vocabulary"}[
+        domain
+    ]
 
 
 def _more_questions(questions: int, needed: int | None) -> str:
-    few = (
-        f"{questions} questions are too few" if questions < FEWEST_QUESTIONS else "The alternatives lie close together"
-    )
+    few = "The alternatives lie close together"
+    if questions < FEWEST_QUESTIONS:
+        few = "1 question is too few" if questions == 1 else f"{questions} questions are too few"
     if needed is None:
         return f"{few}; even thousands that come out like these would leave the choice open."
-    return f"{few}: about {needed} would settle it, if they come out like these."
+    return f"{few}: about {needed:,} questions would settle it, if they come out like these."
 
 
 def lowered(choice: Choice) -> str:

@@ -117,14 +117,15 @@ def choose(projection: Projection, criteria: Criteria) -> Choice:
     cheap = p.settings > p.now
     if p.settings >= criteria.accuracy or (cheap and p.settings >= max(p.retriever, p.generator, p.end_to_end)):
         return "settings"
-    choice = _part(p, criteria)
+    choice = part_to_train(p, criteria)
     gain, worth = extra(p, choice, criteria)
     if gain <= 0 or worth < criteria.cost:
         return "settings" if cheap else "none"
     return choice
 
 
-def _part(p: Projection, criteria: Criteria) -> Choice:
+def part_to_train(p: Projection, criteria: Criteria) -> Choice:
+    """Return which part, or both, would be trained if anything is."""
     single = max(p.retriever, p.generator)
     if single < criteria.accuracy and p.end_to_end - single >= MATTERS:
         return "end_to_end"

@@ -124,11 +124,11 @@ def error_split(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_yticks([])
     ax.grid(visible=False)
     ax.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
-    ax.set_title("Every question that was asked and can be answered, by what became of it", loc="left", fontsize=10)
+    ax.set_title("Every answered and scored question, by what became of it", loc="left", fontsize=10)
     if len(table):
         figure = ax.get_figure(root=True)
         assert figure is not None
-        figure.legend(frameon=False, loc="outside lower left", fontsize=9)
+        figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside lower left", fontsize=9)
     return ax
 
 
