@@ -18,7 +18,7 @@ from ragbench.devices import choose_device, choose_dtype, memory_of
 from ragbench.files import sha256_text, write_json
 from ragbench.models import model_hash, resolve_model
 
-ROWS, LENGTH, REPETITIONS = 2, 128, 2
+ROWS, LENGTH, REPETITIONS = 2, 96, 1
 LORA_RANK = 16
 MEMORY_SHARE = 0.5
 """A full fine-tuning step is measured only if weights, gradients and AdamW's two moments, 16 bytes a parameter, take no
