@@ -1,9 +1,10 @@
 import json
+import os
 
 import pytest
 import torch
 
-from ragbench.devices import choose_device, choose_dtype
+from ragbench.devices import choose_device, choose_dtype, memory_of
 from ragbench.errors import RagbenchError
 
 
@@ -79,3 +80,29 @@ def test_another_processor_is_measured_anew(processor_with_bfloat16, own_cache, 
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     choose_dtype("cpu")
     assert len(list((own_cache / "machine").iterdir())) == 2
+
+
+def test_the_memory_of_the_processor_is_in_bytes():
+    memory = memory_of("cpu")
+    assert memory is not None and 2**28 < memory < 2**50
+
+
+def unknown_name(name):
+    raise ValueError(f"unrecognized configuration name {name}")
+
+
+@pytest.mark.parametrize("sysconf", [unknown_name, lambda name: -1])
+def test_memory_that_the_system_does_not_tell_is_none(monkeypatch, sysconf):
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    assert memory_of("cpu") is None
+
+
+def test_a_system_without_sysconf_does_not_tell_its_memory(monkeypatch):
+    monkeypatch.delattr(os, "sysconf")
+    assert memory_of("cpu") is None
+
+
+def test_the_memory_of_a_gpu_is_its_own(monkeypatch):
+    card = type("Card", (), {"total_memory": 80 * 2**30})()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", {"cuda": card, "cuda:1": card}.__getitem__)
+    assert memory_of("cuda") == memory_of("cuda:1") == 80 * 2**30

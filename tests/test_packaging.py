@@ -69,7 +69,12 @@ def test_every_import_of_the_package_is_a_declared_dependency():
     import ast
     import sys
 
-    distributions = {"yaml": "pyyaml", "faiss": "faiss-cpu", "cycler": "matplotlib"}  # the others differ by case or "_"
+    distributions = {
+        "yaml": "pyyaml",
+        "faiss": "faiss-cpu",
+        "cycler": "matplotlib",
+        "sklearn": "scikit-learn",
+    }  # the others differ by case or "_"
     declared = {canonicalize_name(Requirement(line).name) for line in project()["dependencies"]} | {"faiss-cpu"}
     imported = set()
     for path in (ROOT / "ragbench").rglob("*.py"):

@@ -134,7 +134,7 @@ def _costs(made: Decision, bill: Bill) -> tuple[str, ...]:
         if options:
             said.append(f"Tuning the {part} would take {', or '.join(options)}.")
         else:
-            said.append(f"What tuning the {part} would cost is not known: its provider sets the price.")
+            said.append(f"What tuning the {part} would cost is not known: nothing was measured that would tell.")
     said.append(
         f"Labels: {_count(bill.labels, 'more question')}, {_time(bill.label_hours)} of work, {bill.label_cost:,.0f}."
         if bill.labels

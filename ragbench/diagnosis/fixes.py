@@ -273,7 +273,7 @@ def _interval(difference: np.ndarray, seed: int) -> tuple[float, float, float]:
     if not len(difference):
         return float("nan"), float("nan"), float("nan")
     low, high = bootstrap_interval(difference, seed) or (float("nan"), float("nan"))
-    if len(set(difference)) == 1:
+    if len(difference) > 1 and len(set(difference)) == 1:
         # All alike: resampling sees no spread, but so many questions do not rule out that one in a few differs.
         slack = rate_interval(0, len(difference))[1]
         low, high = max(-1.0, low - slack), min(1.0, high + slack)

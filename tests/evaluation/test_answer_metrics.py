@@ -10,6 +10,7 @@ from ragbench.evaluation.answer_metrics import (
     citations,
     conforms,
     exact_match,
+    form,
     refusal,
     refuses,
     token_f1,
@@ -156,6 +157,43 @@ def test_refusals_are_recognised(answer):
 def test_answers_that_merely_sound_alike_are_no_refusals(answer):
     assert not refuses(answer)
     assert (refusal(answer, answerable=False), refusal(answer, answerable=True)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("The documents do not say. [none]", "refusal"),
+        ("- I cannot answer this.\n- The documents do not say.", "refusal"),
+        ("```python\nshutil.copytree(src, dst)\n```", "code"),
+        ("Like this: ```ls``` [os.listdir]", "code"),
+        ("- one\n- two", "list"),
+        ("Three ways:\n  * one\n  * two [a]", "list"),
+        ("1. Open it.\n2. Close it. [io.open]", "list"),
+        ("1) Open it.\n2) Close it.", "list"),
+        ("\u2022 one\n\u2022 two", "list"),
+        ("Sure!\n- only one point", "plain"),  # one point is no list
+        ("It is - as always - up to you - really.", "plain"),
+        ("**Bold**\n**words**", "plain"),
+        ("-1\n-2", "plain"),
+        ("3.5 is a number.\n2.5 is one, too.", "plain"),
+        ("Call `copytree`. [shutil.copytree]", "cited"),
+        ("The source [a] stands in the middle.", "cited"),
+        ("Read `sys.argv[1]`.", "plain"),
+        ("Cats sleep.", "plain"),
+    ],
+)
+def test_every_answer_has_one_form(answer, kind):
+    assert form(answer) == kind
+
+
+@settings(max_examples=100, deadline=None)
+@given(answer=TEXT, space=st.sampled_from([" ", "\n", "\n\n"]))
+def test_the_form_does_not_hang_on_space_around_the_answer(answer, space):
+    assert form(space + answer + space) == form(answer)
+    assert (form(answer) == "empty") == (not answer.strip())
+    assert (form(answer) == "refusal") == (bool(answer.strip()) and refuses(answer))
 
 
 def test_citation_precision_is_the_share_of_cited_passages_that_are_gold():

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from ragbench.collection.schema import Collection, Query, corpus_from_rows
-from ragbench.evaluation.cases import first_gold_ranks, funnel, worst_cases
+from ragbench.evaluation.cases import first_gold_ranks, funnel, named_cases, worst_cases
 from ragbench.evaluation.evaluate import Outcome
 from ragbench.evaluation.scores import COLUMNS
 from ragbench.generation.answers import Answer
@@ -141,3 +141,25 @@ def test_a_metric_that_nobody_has_gives_no_cases():
     assert worst_cases(whole, done, "faithfulness") == []
     unscored = outcome(whole, done.run, done.answers, scored(("test", "q", None)))
     assert worst_cases(whole, unscored, "answer_f1") == []
+
+
+def test_named_questions_come_in_the_order_named_without_scores_and_only_if_answered():
+    names = ["a", "b", "c"]
+    whole = collection(
+        [Query(name, f"{name}?") for name in [*names, "d"]],
+        {"dev": {"a": {"p1": 1}, "b": {"p2": 1}}, "test": {"c": {"p3": 1}, "d": {}}},
+    )
+    run = {name: in_order("p1", "p2", "p3") for name in [*names, "d"]}
+    answers = {name: answer(name, "x", ["p1", "p2"], ["p2"]) for name in ("a", "c", "d")}
+    cases = named_cases(whole, outcome(whole, run, answers, scored(("dev", "a", 0.5))), ["c", "d", "b", "a"])
+    assert [(case.query.id, case.split) for case in cases] == [("c", "test"), ("d", "test"), ("a", "dev")]
+    assert all(case.scores == {} and case.answer == answers[case.query.id] for case in cases)
+    last, none, first = cases
+    assert [(p.id, gold, cut) for p, gold, cut in last.shown] == [("p1", False, False), ("p2", False, True)]
+    assert [(p.id, rank) for p, rank in last.missed] == [("p3", 3)]
+    assert none.missed == () and [gold for _, gold, _ in first.shown] == [True, False]
+
+
+def test_nothing_named_and_names_that_nobody_asked_give_no_cases(five):
+    assert named_cases(*five, []) == []
+    assert named_cases(*five, ["never asked"]) == []

@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ragbench.collection.beir import read_collection
 from ragbench.collection.schema import Collection, Query, corpus_from_rows
@@ -174,6 +176,55 @@ def test_a_limit_draws_over_all_splits_by_seed():
     assert [len(set(chosen)) for chosen in names] == [12, 12, 12]
     assert names[0] == names[1] != names[2]
     assert all(query.id in collection.qrels[split] for split, queries in drawn[0].items() for query in queries)
+
+
+def sizes(train, test, limit, order=("train", "test")):
+    chosen = choose_questions(many_questions(train, test), list(order), limit=limit)
+    return {split: len(queries) for split, queries in chosen.items()}
+
+
+@pytest.mark.parametrize("order", [("train", "test"), ("test", "train")])
+def test_a_limit_is_shared_evenly_among_the_splits_whatever_their_size(order):
+    assert sizes(400, 20, 30, order) == {"train": 15, "test": 15}
+
+
+def test_a_split_that_has_too_few_gives_all_and_the_others_make_up_for_it():
+    assert sizes(400, 5, 30) == {"train": 25, "test": 5}
+    assert sizes(30, 20, 49) == {"train": 29, "test": 20}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_a_limit_that_does_not_divide_is_met_all_the_same(limit):
+    counts = sizes(30, 20, limit)
+    assert sum(counts.values()) == limit and (limit < 2 or max(counts.values()) - min(counts.values()) <= 1)
+
+
+def test_a_split_without_questions_is_left_out_and_takes_no_share():
+    assert sizes(30, 0, 10) == {"train": 10}
+    assert sizes(30, 0, 0) == {"train": 30}
+
+
+def test_drawn_questions_keep_the_order_of_splits_and_of_their_own():
+    collection = many_questions()
+    chosen = choose_questions(collection, ["test", "train"], limit=12)
+    assert list(chosen) == ["test", "train"]
+    for split, queries in chosen.items():
+        places = [list(collection.qrels[split]).index(query.id) for query in queries]
+        assert places == sorted(places)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=4), limit=st.integers(1, 40), seed=st.integers(0, 3))
+def test_splits_differ_by_more_than_one_question_only_where_one_has_no_more(counts, limit, seed):
+    qrels = {f"s{place}": {f"q{place}-{i}": {"p": 1} for i in range(count)} for place, count in enumerate(counts)}
+    queries = {name: Query(name, "?") for split in qrels.values() for name in split}
+    collection = Collection("many", corpus_from_rows([("p", "t", "x", "d")]), queries, qrels)
+    chosen = choose_questions(collection, list(qrels), limit=limit, seed=seed)
+    drawn = [len(chosen.get(f"s{place}", [])) for place in range(len(counts))]
+    assert sum(drawn) == min(limit, sum(counts)) and all(chosen.values())
+    short = [got for got, there in zip(drawn, counts, strict=True) if got < there]
+    assert not short or max(drawn) - min(short) <= 1
+    assert len({query.id for found in chosen.values() for query in found}) == sum(drawn)
 
 
 def test_a_missing_split_names_those_there_are():

@@ -13,7 +13,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     Gemma3TextConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -22,7 +24,7 @@ from transformers import (
 from ragbench.errors import RagbenchError
 from ragbench.generation import local
 from ragbench.generation.decoding import can_decode
-from ragbench.generation.local import complete, render, token_counter
+from ragbench.generation.local import complete, longest_input, render, token_counter
 from ragbench.generation.prompts import Message
 
 WINDOW = 8
@@ -250,6 +252,27 @@ def test_a_prompt_that_just_fits_the_model_is_answered_and_one_token_more_names_
         ask([fitting], tiny_generator, 5)
     for name in ("generator_max_context_tokens", "generator_contexts", "generator_max_new_tokens"):
         assert name in str(caught.value)
+
+
+def test_the_longest_input_is_what_a_prompt_and_its_answer_may_take(tiny_generator: Path):
+    limit = longest_input(str(tiny_generator))
+    assert limit == 1024
+    heads = token_counter(str(tiny_generator))("system bab user assistant")
+    assert ask([talk(limit - heads - 4)], tiny_generator, 4)[0].completion_tokens == 4
+    with pytest.raises(RagbenchError):
+        ask([talk(limit - heads - 4)], tiny_generator, 5)
+
+
+@pytest.mark.parametrize(("config", "limit"), [(GPT2Config(n_positions=77), 77), (BloomConfig(), None)])
+def test_the_longest_input_is_known_under_its_other_name_or_not_at_all(tmp_path: Path, config, limit: int | None):
+    config.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    assert longest_input(str(tmp_path / "model")) == limit
+
+
+def test_the_longest_input_of_a_model_that_is_not_there_is_an_error_that_names_it():
+    with pytest.raises(RagbenchError, match="no/such/model"):
+        longest_input("no/such/model")
 
 
 def test_tokens_are_counted_without_special_tokens(tiny_generator: Path):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ragbench.collection.schema import Passage
 from ragbench.generation.local import token_counter
-from ragbench.generation.prompts import INSTRUCTION, REFUSAL, Prompt, build_prompt
+from ragbench.generation.prompts import CLOSED_BOOK, INSTRUCTION, REFUSAL, Prompt, build_prompt
 
 QUESTION = "What do cats do?"
 CATS = Passage("p1", "Cats", "Cats sleep all day.", "d1")
@@ -49,6 +49,22 @@ def test_the_instruction_is_the_system_message_and_tells_how_to_refuse():
     own = build_prompt("q", QUESTION, [CATS], count_tokens=words, max_context_tokens=9, instruction="Be brief.")
     assert own.messages[0]["content"] == "Be brief."
     assert [message["role"] for message in own.messages] == ["system", "user"]
+
+
+def test_the_instruction_may_stand_last_after_the_question_in_a_single_message():
+    last = build_prompt(
+        "q", QUESTION, [CATS], count_tokens=words, max_context_tokens=9, instruction="Be brief.",
+        order="instruction_last",
+    )  # fmt: skip
+    content = "1. [p1] Cats Cats sleep all day.\n\nWhat do cats do?\n\nBe brief."
+    assert last.messages == ({"role": "user", "content": content},)
+    bare = build_prompt("q", QUESTION, [], count_tokens=words, max_context_tokens=9, order="instruction_last")
+    assert bare.messages[0]["content"] == f"{QUESTION}\n\n{INSTRUCTION}"
+
+
+def test_the_closed_book_speaks_of_no_passages_and_of_no_refusal():
+    assert "passage" not in CLOSED_BOOK.lower() and REFUSAL not in CLOSED_BOOK
+    assert "one or two short sentences" in CLOSED_BOOK and "one or two short sentences" in INSTRUCTION
 
 
 def test_what_is_shown_whole_is_not_recorded_as_cut():
@@ -129,6 +145,17 @@ def test_whole_passages_come_first_then_at_most_one_cut_then_those_left_out(pass
     for block in blocks[len(whole) :]:
         shown = block.removeprefix(f"{len(whole) + 1}. [{ids[len(whole)]}] ").removesuffix(" …")
         assert passages[len(whole)].full_text.startswith(shown)
+
+
+@given(passage_lists, st.integers(0, 120))
+@settings(max_examples=50)
+def test_the_order_of_the_prompt_changes_nothing_of_what_is_shown(passages: list[Passage], budget: int):
+    first = build(passages, budget)
+    last = build_prompt(
+        "q", QUESTION, passages, count_tokens=words, max_context_tokens=budget, order="instruction_last"
+    )
+    assert (last.context_ids, last.cut_ids) == (first.context_ids, first.cut_ids)
+    assert last.messages[0]["content"] == f"{first.messages[1]['content']}\n\n{INSTRUCTION}"
 
 
 @given(passage_lists)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
+from ragbench.diagnosis.attribution import CELLS
 from ragbench.workbench import plots
 
 METRICS = pd.DataFrame(
@@ -21,6 +22,14 @@ METRICS = pd.DataFrame(
     columns=["metric", "split", "mean", "low", "high"],
 )
 RANKS = pd.DataFrame({"rank": pd.array([1, 1, 2, 3, 5, 7, 100, None, None], dtype="Int64")})
+SPLIT = pd.DataFrame(
+    [
+        ("helped", "right, thanks to the passages", 0.55, 0.45, 0.65),
+        ("retriever", "wrong; right with the gold passages", 0.4, 0.3, 0.5),
+        ("spoilt", "right without any", 0.05, 0.01, 0.1),
+    ],
+    columns=["name", "text", "value", "low", "high"],
+)
 STEPS = pd.DataFrame({"step": ["found", "shown", "cited"], "questions": [9, 6, 0], "n": [10, 10, 10]})
 
 
@@ -41,9 +50,10 @@ def bars(ax: Axes) -> dict[str, float]:
         lambda ax: plots.metric_intervals(METRICS, ax=ax),
         lambda ax: plots.gold_ranks(RANKS, 100, ax=ax),
         lambda ax: plots.funnel(STEPS, ax=ax),
+        lambda ax: plots.error_split(SPLIT, ax=ax),
         lambda ax: plots.lengths(np.array([10, 200, 3000]), "characters", ax=ax),
     ],
-    ids=["metric_intervals", "gold_ranks", "funnel", "lengths"],
+    ids=["metric_intervals", "gold_ranks", "funnel", "error_split", "lengths"],
 )
 def test_a_plot_draws_into_the_axes_it_is_given_or_makes_its_own(draw):
     _, (left, right) = plt.subplots(1, 2)
@@ -53,7 +63,7 @@ def test_a_plot_draws_into_the_axes_it_is_given_or_makes_its_own(draw):
     own = draw(None)
     assert own.figure is not right.figure
     assert own.has_data()
-    assert own.get_xlabel()
+    assert own.get_xlabel() or own.get_title(loc="left")
 
 
 def test_metric_intervals_draws_a_point_and_a_line_for_every_mean():
@@ -132,6 +142,51 @@ def test_funnel_draws_a_bar_a_step_from_top_to_bottom_with_its_share():
 def test_funnel_draws_a_run_without_questions():
     ax = plots.funnel(STEPS.assign(questions=0, n=0))
     assert [bar.get_width() for bar in ax.patches] == [0, 0, 0]
+
+
+def legend(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.figure.legends[0].get_texts()]
+
+
+def test_error_split_draws_the_shares_one_after_the_other():
+    ax = plots.error_split(SPLIT)
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.55, 0.4, 0.05])
+    assert [bar.get_x() for bar in ax.patches] == pytest.approx([0, 0.55, 0.95])
+    assert ax.get_xlim() == (0, 1)
+    assert "question" in ax.get_title(loc="left")
+
+
+def test_error_split_names_every_share_with_its_interval_and_writes_it_where_there_is_room():
+    ax = plots.error_split(SPLIT)
+    assert legend(ax) == [
+        "55% [45%, 65%]  right, thanks to the passages",
+        "40% [30%, 50%]  wrong; right with the gold passages",
+        "5% [1%, 10%]  right without any",
+    ]
+    assert [text.get_text() for text in ax.texts] == ["55%", "40%"]
+
+
+def test_error_split_gives_a_cell_its_colour_whatever_else_there_is():
+    *_, last = plots.error_split(SPLIT).patches
+    [alone] = plots.error_split(SPLIT[SPLIT["name"] == "spoilt"]).patches
+    assert alone.get_facecolor() == last.get_facecolor()
+
+
+def test_error_split_has_a_colour_for_every_cell_of_the_attribution():
+    assert set(plots.CELL_COLOURS) == set(CELLS)
+    assert len(set(plots.CELL_COLOURS.values())) == len(CELLS)
+
+
+def test_error_split_in_given_axes_names_only_its_own_shares():
+    _, (left, right) = plt.subplots(1, 2)
+    left.plot([0, 1], label="something else")
+    assert len(legend(plots.error_split(SPLIT, ax=right))) == len(SPLIT)
+
+
+def test_error_split_draws_an_audit_without_answers():
+    ax = plots.error_split(SPLIT.iloc[:0])
+    assert not ax.patches
+    assert not ax.figure.legends
 
 
 @pytest.mark.parametrize("values", [[5], [1, 1, 1], [0, 3], list(range(1, 200)), [10, 100_000]])

@@ -4,9 +4,19 @@ import numpy as np
 import pandas as pd
 
 from ragbench.collection.schema import Passage, Query
+from ragbench.diagnosis.sign import Sign
 from ragbench.evaluation.cases import Case
 from ragbench.generation.answers import Answer
-from ragbench.workbench.tables import bullet_list, case_list, metrics_rows, metrics_table, plain_table, tidy_metrics
+from ragbench.workbench.tables import (
+    bullet_list,
+    case_list,
+    metrics_rows,
+    metrics_table,
+    plain_table,
+    sign_list,
+    tidy_metrics,
+    verdict_box,
+)
 
 EVIL = "<script>alert('&')</script>"
 FULL = {"mean": 0.5, "ci": [0.4, 0.61234], "n": 20, "scored": 20}
@@ -133,3 +143,102 @@ def test_tidy_metrics_keeps_every_number_and_leaves_missing_ones_missing():
     assert tidy.iloc[0].tolist() == ["base", "dev", "ndcg@10", 0.25, 0.1, 0.4, 20, 18]
     assert tidy.iloc[1][["mean", "low", "high"]].isna().all()
     assert tidy.iloc[1][["n", "scored"]].tolist() == [20, 0]
+
+
+# The audit's verdict and signs
+
+
+def sign(name="missed", state="present", rate=0.6, low=0.5, high=0.7, n=50, title="", definition="A share.", detail=""):
+    title = title or f"The sign {name}"
+    return Sign(name, "retriever", title, definition, rate, low, high, n, 0.3, ("q",), detail, state)
+
+
+def words(html: str) -> str:
+    return " ".join(Page(html).text.split())
+
+
+def test_a_verdict_shows_headline_certainty_and_every_sentence_under_its_heading_in_order():
+    page = Page(verdict_box("Do it.", "Firm: sure.", {"Why": ("Reason one.", "Reason two.")}).data)
+    assert " ".join(page.text.split()) == "Do it. Firm: sure. Why Reason one.Reason two."
+    assert (page.tags.count("h3"), page.tags.count("li")) == (1, 2)
+
+
+def test_a_verdict_leaves_out_a_heading_under_which_there_is_nothing():
+    page = Page(verdict_box("Do it.", "Sure.", {"What fails": (), "Why": ("A reason.",), "Else": []}).data)
+    assert page.tags.count("h3") == page.tags.count("ul") == 1
+    assert "What fails" not in page.text
+    assert "h3" not in Page(verdict_box("Do it.", "Sure.", {}).data).tags
+
+
+def test_a_verdict_escapes_whatever_it_says():
+    page = Page(verdict_box(EVIL + "1", EVIL + "2", {EVIL + "3": (EVIL + "4", EVIL + "5")}).data)
+    assert "script" not in page.tags
+    assert all(EVIL + mark in page.text for mark in "12345")
+
+
+def test_a_sign_is_shown_with_rate_interval_threshold_and_number_of_questions():
+    text = words(sign_list([sign(detail="they lack words")], {}, {}).data)
+    assert "The sign missed present 60 % [50, 70]" in text
+    assert "above 30 % counts" in text
+    assert "n = 50" in text
+    assert "A share. Here: they lack words." in text
+
+
+def test_a_sign_that_could_not_be_seen_says_so_and_prints_no_number():
+    nan = float("nan")
+    text = words(sign_list([sign(state="unknown", rate=nan, low=nan, high=nan, n=4)], {}, {}).data)
+    assert "too few questions to see it on (n = 4)" in text
+    assert "nan" not in text
+    assert "Here:" not in text
+
+
+def test_signs_are_listed_in_their_order_one_to_open_each():
+    page = Page(sign_list([sign("b"), sign("a", "absent"), sign("c", "possible")], {}, {}).data)
+    assert page.tags.count("details") == page.tags.count("summary") == 3
+    assert page.text.index("sign b") < page.text.index("sign a") < page.text.index("sign c")
+    assert Page(sign_list([], {}, {}).data).tags == []
+
+
+def test_a_present_sign_stands_out_and_no_other_does():
+    assert "tag bad" in sign_list([sign(state="present")], {}, {}).data
+    for state in ("absent", "possible", "unknown"):
+        assert "tag bad" not in sign_list([sign(state=state)], {}, {}).data
+
+
+def test_a_consequence_names_the_title_of_its_cause():
+    found = [sign("missed"), sign("blind_topic", title="A blind topic")]
+    html = sign_list(found, {}, {"missed": "blind_topic"}).data
+    assert words(html).count("a consequence of: A blind topic") == 1
+
+
+def test_a_sign_shows_its_own_examples_with_what_was_expected_answered_and_missed():
+    case = Case(
+        Query("q7", "Why?", "Because."),
+        "dev",
+        Answer("q7", "No idea.", (), (), 1, 1, 0.1, "stop"),
+        {},
+        (),
+        ((Passage("p1", "", "x", "d"), 12), (Passage("p2", "", "x", "d"), None)),
+    )
+    text = words(sign_list([sign("missed"), sign("other")], {"missed": [case], "third": [case]}, {}).data)
+    assert text.count("Why?") == 1
+    assert text.index("Why?") < text.index("The sign other")
+    for told in ("q7", "expected: Because.", "answered: No idea.", "not shown: p1 (rank 12), p2 (not found)"):
+        assert told in text
+
+
+def test_an_example_without_reference_answer_or_missed_passages_is_shown():
+    case = Case(Query("q", "Why?"), "dev", Answer("q", "", (), (), 1, 0, 0.1, "stop"), {}, (), ())
+    text = words(sign_list([sign()], {"missed": [case]}, {}).data)
+    assert "(no reference)" in text
+    assert "(nothing)" in text
+    assert "not shown" not in text
+    assert "None" not in text
+
+
+def test_signs_and_their_examples_escape_whatever_comes_from_a_collection_or_a_model():
+    evil = sign(title=EVIL + "a", definition=EVIL + "b", detail=EVIL + "c")
+    page = Page(sign_list([evil, sign("other")], {"missed": [evil_case()]}, {"other": "missed"}).data)
+    assert "script" not in page.tags
+    assert all(EVIL + mark in page.text for mark in "abc12358")
+    assert f"a consequence of: {EVIL}a" in page.text
