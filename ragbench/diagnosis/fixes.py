@@ -245,7 +245,9 @@ def _row(
     seed: int,
 ) -> dict[str, Any]:
     changes = next((s.changes for s in settings if s.name == name), {})
-    gain, low, high = _interval(_difference(whole[name], whole["as it is"], judging), seed)
+    gain = low = high = float("nan")
+    if changes:
+        gain, low, high = _interval(_difference(whole[name], whole["as it is"], judging), seed)
     values = right.get(name, {})
     return {
         "setting": name,
