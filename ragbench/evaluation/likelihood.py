@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ragbench import cache
 from ragbench.devices import choose_device, choose_dtype
 from ragbench.files import sha256_text
-from ragbench.generation.local import _load_model, _load_tokenizer
+from ragbench.generation.local import load_model, load_tokenizer
 from ragbench.models import model_hash, resolve_model
 
 CACHE = "likelihoods"
@@ -53,8 +53,8 @@ def log_probs(
     done = dict(cache.get(CACHE, keys))
     waiting = {key: each for key, each in zip(keys, continuations, strict=True) if key not in done}
     if waiting:
-        network = _load_model(folder, version, where, precision)
-        tokenizer = _load_tokenizer(folder, version)
+        network = load_model(folder, version, where, precision)
+        tokenizer = load_tokenizer(folder, version)
         limit = min(MAX_TOKENS, getattr(network.config, "max_position_embeddings", None) or MAX_TOKENS)
         rows = {key: _Row.of(each, tokenizer, limit) for key, each in waiting.items()}
         budget = _CPU_BATCH_TOKENS if where == "cpu" else _GPU_BATCH_TOKENS
@@ -78,6 +78,7 @@ class _Row:
 
     @classmethod
     def of(cls, continuation: Continuation, tokenizer: PreTrainedTokenizerBase, limit: int) -> "_Row":
+        """Tokenize; a prompt that is too long loses its beginning, a continuation its end."""
         pieces = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in continuation.sentences]
         tokens = [token for piece in pieces for token in piece][: min(MAX_CONTINUATION, limit // 2)]
         numbers = [number for number, piece in enumerate(pieces) for _ in piece][: len(tokens)]

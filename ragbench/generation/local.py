@@ -29,7 +29,7 @@ from ragbench.models import model_hash, resolve_model
 def token_counter(model: str, revision: str = "") -> TokenCount:
     """Return a function that counts a text's tokens as this model's tokenizer does."""
     folder = resolve_model(model, revision)
-    tokenizer = _load_tokenizer(folder, model_hash(folder))
+    tokenizer = load_tokenizer(folder, model_hash(folder))
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -63,14 +63,14 @@ def complete(
     where = choose_device(device)
     precision = choose_dtype(where, dtype)
     version = model_hash(folder)
-    tokenizer = _load_tokenizer(folder, version)
+    tokenizer = load_tokenizer(folder, version)
     texts = [render(tokenizer, messages) for messages in conversations]
     base = sha256_text(version, str(precision), where.split(":")[0], f"greedy {max_new_tokens}")
     keys = [sha256_text(base, text) for text in texts]
     done = cached_completions(keys)
     waiting = {key: text for key, text in zip(keys, texts, strict=True) if key not in done}
     if waiting:
-        network = _load_model(folder, version, where, precision)
+        network = load_model(folder, version, where, precision)
         prompts = {key: tokenizer(text, add_special_tokens=False)["input_ids"] for key, text in waiting.items()}
         _check_lengths(network, prompts, max_new_tokens, model)
         with tqdm(total=len(prompts), desc="answering", unit="question") as bar:
@@ -157,12 +157,14 @@ def _greedy_by_generate(
 
 # `version` is the model's hash: a folder whose files were replaced is loaded anew.
 @lru_cache(maxsize=2)
-def _load_tokenizer(folder: Path, version: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, version: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a resolved model; the last two stay in memory. `version` is the model's hash."""
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @lru_cache(maxsize=1)
-def _load_model(folder: Path, version: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(folder: Path, version: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a resolved model for inference; the last one stays in memory. `version` is the model's hash."""
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     # Only the end tokens of the model's settings: penalties and sampling would make the answers other than greedy.
     network.generation_config = GenerationConfig(eos_token_id=network.generation_config.eos_token_id)
