@@ -54,6 +54,9 @@ def test_the_chain_leaves_every_promised_file(smoke):
         "report.ipynb",
         "report.html",
     }
+    assert {"findings.json", "evidence.parquet", "settings.yaml", "base.oracle.answers.jsonl"} <= {
+        path.name for path in (smoke / "01_audit").iterdir()
+    }
     for stage in ("01_audit", "06_evaluation"):
         assert promised <= {path.name for path in (smoke / stage).iterdir()}
     assert (smoke / "index.html").is_file()
@@ -106,7 +109,9 @@ def test_the_reports_show_nothing_of_this_machine(smoke, real_cache):
 
 def test_the_report_shows_the_questions_and_needs_no_network(smoke):
     page = (smoke / "01_audit" / "report.html").read_text()
-    assert page.count('<details class="case">') == 3
+    signs, worst = page.split("The worst questions")
+    assert signs.count('<details class="case">') == 12
+    assert worst.count('<details class="case">') == 3
     assert page.count("data:image/png;base64,") >= 4
     assert not re.search(r'(src|href)="https?://', page.split("</style>")[-1])
     assert "<script" not in page

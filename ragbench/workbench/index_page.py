@@ -13,7 +13,7 @@ from ragbench.workbench.reports import TEMPLATES, shortened
 from ragbench.workbench.stages import META, read_meta
 from ragbench.workbench.tables import fill, metrics_rows
 
-AUDIT, EVALUATION = "01_audit", "06_evaluation"
+AUDIT, EVALUATION, FINDINGS = "01_audit", "06_evaluation", "findings.json"
 
 
 def write_index(run: Path) -> Path:
@@ -34,8 +34,8 @@ def write_index(run: Path) -> Path:
         columns, rows = metrics_rows(metrics["systems"])
         plot = base64.b64encode((folder / "metrics.png").read_bytes()).decode()
     audit: dict[str, Any] = {}
-    if AUDIT in metas:
-        audit = json.loads((run / AUDIT / "findings.json").read_text(encoding="utf-8"))
+    if AUDIT in metas and FINDINGS in metas[AUDIT]["outputs"]:
+        audit = json.loads((run / AUDIT / FINDINGS).read_text(encoding="utf-8"))
     last = list(metas.values())[-1] if metas else {}
     page = fill(
         "index.html.j2",
