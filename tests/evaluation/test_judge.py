@@ -697,7 +697,7 @@ def test_a_judging_that_is_ended_in_the_middle_resumes_without_paying_twice(serv
             # Both places wait for a call, so that all seven replies have been taken in.
             assert held.acquire(timeout=90) and held.acquire(timeout=90)
             process.send_signal(end)
-            process.communicate(timeout=20)
+            process.communicate(timeout=90)
         finally:
             process.kill()
     assert process.returncode != 0

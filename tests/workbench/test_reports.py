@@ -2,6 +2,7 @@ import base64
 import hashlib
 import html
 import io
+import json
 import re
 import sysconfig
 from html.parser import HTMLParser
@@ -268,6 +269,19 @@ def test_the_index_shows_the_verdict_as_text_and_the_table(run):
     page = Page(write_index(run).read_text())
     assert "script" not in page.tags
     for expected in (EVIL + " holds", EVIL + " one", "two", "base on test", "0.500 [0.400, 0.600] n = 18 of 20"):
+        assert expected in page.open_text
+
+
+def test_the_index_shows_what_the_audit_advises_as_text(run):
+    folder = run / FIRST
+    findings = {"headline": EVIL + " advises", "certainty": "Firm.", "sections": {"What fails": [EVIL + " fails"]}}
+    (folder / "findings.json").write_text(json.dumps(findings))
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["outputs"]["findings.json"] = "c0ffee"
+    (folder / "meta.json").write_text(json.dumps(meta))
+    page = Page(write_index(run).read_text())
+    assert "script" not in page.tags
+    for expected in ("What the audit advises", EVIL + " advises", "Firm.", "What fails", EVIL + " fails"):
         assert expected in page.open_text
 
 
