@@ -7,7 +7,7 @@ value that could not be had is missing; a measure that does not apply to an answ
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ class Measured:
         supported_from, relevant_from: from where on an answer counts as supported, and as speaking to its question.
         reliability: of the offline estimate, its agreement with people on held-out labels; of a judge, how many of n
             it scored, why not the others, and the spread between repeats.
-        spent: what a judge cost, in words; empty for the offline estimate.
+        spent: what a judge cost, in words.
     """
 
     table: pd.DataFrame
@@ -102,7 +102,7 @@ def measure_answers(
             grounding_bar(collection, trial, encoder, model) or fit.threshold,
             RELEVANT_SHARE,
             pd.DataFrame([asdict(agreement) for agreement in fit.agreement]),
-            "",
+            "No judge was asked, so nothing was spent.",
         )
     if kind != "endpoint":
         raise RagbenchError(f"judge '{kind}' is unknown; use offline or endpoint.")
@@ -211,6 +211,7 @@ def judged_measures(
         if condition == "retrieved":
             metrics += ["llm_context_precision", "llm_context_recall"]
         judgements[condition] = judge(_samples(collection, asked), llm, encoder, metrics)
+        llm = replace(llm, spent=llm.spent + judgements[condition].cost)  # one cap for all conditions
         scores = combined(judgements[condition])
         scores = scores[scores["metric"].isin(JUDGED)]
         parts.append(scores.assign(condition=condition, measure=scores["metric"].map(JUDGED))[COLUMNS])

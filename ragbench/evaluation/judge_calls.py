@@ -48,7 +48,8 @@ class Judge:
         timeout: seconds a call may be silent.
         max_retries: further tries after 429, 5xx, a time-out or a broken connection.
         price_input, price_output: in any currency, for a million tokens.
-        max_cost: nothing more is asked once the calls of a judging have cost so much; 0 for no cap.
+        max_cost: nothing more is asked once so much is spent; 0 for no cap.
+        spent: what was paid before this judging and counts towards `max_cost`.
         max_tokens: longest reply. Models that think before they answer need more.
     """
 
@@ -61,6 +62,7 @@ class Judge:
     price_input: float = 0.0
     price_output: float = 0.0
     max_cost: float = 0.0
+    spent: float = 0.0
     max_tokens: int = 2048
 
 
@@ -119,7 +121,7 @@ class Calls:
                 return Reply(**json.loads(value))
             if self.stopped is not None:
                 raise self.stopped
-            if 0 < self._judge.max_cost <= self.cost:
+            if 0 < self._judge.max_cost <= self._judge.spent + self.cost:
                 raise UnscoredError("spending cap")
             reply = await self._request(messages, schema, temperature)
             cache.put(CACHE, {key: json.dumps(asdict(reply)).encode()})

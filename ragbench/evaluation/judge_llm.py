@@ -43,8 +43,8 @@ class JudgeLLM(InstructorBaseRagasLLM):
         self._sent: Counter[str] = Counter()
 
     def generate(self, prompt: str, response_model: type[Form]) -> Form:
-        """RAGAS asks for it; its metrics do not call it."""
-        raise NotImplementedError
+        """Refuse: RAGAS's class demands this method, but the metrics used here only call `agenerate`."""
+        raise NotImplementedError("The judge answers RAGAS asynchronously only: call agenerate.")
 
     async def agenerate(self, prompt: str, response_model: type[Form]) -> Form:
         """Return the model's reply to a prompt as the form that RAGAS wants.

@@ -2,6 +2,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -403,6 +404,15 @@ def test_the_same_trial_is_judged_twice_and_paid_once(serve, encoder):
     assert len(prompts) == sent and sum(each.calls for each in judgements.values()) == 0
 
 
+def test_the_cap_on_spending_holds_over_all_conditions_together(serve, encoder):
+    llm, prompts = serve()
+    dear = replace(llm, price_input=1.0, price_output=1.0, concurrency=1)
+    _, judgements = judged(FULL, replace(dear, max_cost=1e-9), encoder)
+    # One call at a time: the first exceeds the cap, and no condition after it may start afresh.
+    assert len(prompts) == 1 and [each.calls for each in judgements.values()] == [1, 0, 0]
+    assert "spending cap" in set(judgements["none"].scores["reason"])
+
+
 def test_measuring_by_a_judge_tells_its_coverage_and_cost(serve, encoder):
     llm, prompts = serve(failing="Dogs bark")
     found = measure_answers(ANIMALS, FULL, encoder, kind="endpoint", llm=llm)
@@ -418,7 +428,7 @@ def test_measuring_offline_tells_its_agreement_with_people_and_asks_nobody(encod
     llm = Judge("m", f"http://127.0.0.1:{free_port}/v1")
     found = measure_answers(ANIMALS, FULL, encoder, kind="offline", llm=llm)
     pd.testing.assert_frame_equal(found.table, offline_measures(ANIMALS, FULL, encoder, None))
-    assert found.spent == "" and found.reliability["auroc"].between(0.5, 1).all()
+    assert found.spent.startswith("No judge") and found.reliability["auroc"].between(0.5, 1).all()
     assert 0 < found.supported_from < 1 and found.relevant_from == RELEVANT_SHARE
 
 
