@@ -33,15 +33,18 @@ def main() -> None:
 def run(
     params: Annotated[Path, typer.Argument(help="A params file, e.g. params/quickstart.yaml.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the results instead of runs/NAME.")] = None,
+    stages: Annotated[str, typer.Option(help="Only these stages, with commas between; all if left out.")] = "",
 ) -> None:
     """Execute the notebooks with a params file; what is complete is skipped, what was interrupted resumes."""
     from ragbench.workbench.execution import run_experiment
     from ragbench.workbench.index_page import write_index
+    from ragbench.workbench.project import STAGES
 
     experiment = _experiment(params, out)
-    ran = run_experiment(experiment)
+    ran = run_experiment(experiment, [name.strip() for name in stages.split(",")] if stages else STAGES)
     page = write_index(experiment.run)
-    print(f"{'Ran ' + ', '.join(ran) if ran else 'Nothing to do: every stage is complete'}. Read {_shown(page)}")
+    done = f"Ran {', '.join(ran)}" if ran else f"Nothing to do: {stages or 'every stage'} is complete"
+    print(f"{done}. Read {_shown(page)}")
 
 
 @app.command()

@@ -28,22 +28,23 @@ SPLIT_ORDER = ("train", "dev", "test", "ood")
 
 
 def read_collection(folder: Path) -> Collection:
-    """Read and check a collection folder.
+    """Read and check a collection folder; one with nothing but a corpus has no questions and no splits.
 
     Raises:
         RagbenchError: something is missing or broken; the message names file and line.
     """
-    for name in ("corpus.jsonl", "queries.jsonl", "qrels"):
+    questions = [name for name in ("queries.jsonl", "qrels") if (folder / name).exists()]
+    for name in ("corpus.jsonl", *(("queries.jsonl", "qrels") if questions else ())):
         if not (folder / name).exists():
             raise RagbenchError(
-                f"{folder / name} is missing. A collection is a folder with corpus.jsonl, queries.jsonl and "
-                "qrels/SPLIT.tsv (docs/collections.md)."
+                f"{folder / name} is missing. A collection is a folder with corpus.jsonl and, unless nothing is "
+                "labelled, queries.jsonl and qrels/SPLIT.tsv (docs/collections.md)."
             )
     corpus = corpus_from_rows(_corpus_rows(folder / "corpus.jsonl"))
     if not len(corpus):
         raise RagbenchError(f"{folder / 'corpus.jsonl'} holds no passage.")
-    queries = _read_queries(folder / "queries.jsonl")
-    collection = Collection(folder.name, corpus, queries, _read_qrels(folder, queries))
+    queries = _read_queries(folder / "queries.jsonl") if questions else {}
+    collection = Collection(folder.name, corpus, queries, _read_qrels(folder, queries) if questions else {})
     _check_corpus_ids(collection, folder)
     _check_gold(collection, folder)
     return collection
@@ -55,6 +56,8 @@ def write_collection(collection: Collection, folder: Path) -> None:
         for row in collection.corpus:
             metadata = {"document_id": row.pop("document_id")}
             file.write(json.dumps({**row, "metadata": metadata}, ensure_ascii=False) + "\n")
+    if not collection.queries:
+        return
     split_of = {query_id: split for split, qrels in collection.qrels.items() for query_id in qrels}
     with atomic_path(folder / "queries.jsonl") as path, path.open("w", encoding="utf-8") as file:
         for query in collection.queries.values():

@@ -6,6 +6,8 @@ import pyarrow.compute as pc
 
 from ragbench.collection.schema import Collection, passage_texts
 
+_COLUMNS = ("split", "questions", "with answer", "unanswerable", "multi", "gold passages")
+
 
 def split_overview(collection: Collection) -> pd.DataFrame:
     """Return one row a split: questions, with a reference answer, unanswerable, multi, gold passages, documents."""
@@ -22,7 +24,7 @@ def split_overview(collection: Collection) -> pd.DataFrame:
                 "gold passages": len({passage_id for gold in qrels.values() for passage_id in gold}),
             }
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
     total = table.drop(columns="split").sum().to_frame().T.assign(split="all")
     return pd.concat([table, total[table.columns]], ignore_index=True)
 

@@ -121,6 +121,12 @@ def split_queries(collection: Collection, split: str) -> list[Query]:
     Raises:
         RagbenchError: the collection has no such split.
     """
+    if not collection.qrels:
+        raise RagbenchError(
+            f"The collection '{collection.name}' has no labelled questions, so nothing can be measured on it. Its "
+            "retriever can be tuned on what the corpus itself gives: `ragbench run PARAMS --stages "
+            "02_data_prep,03_retriever`."
+        )
     if split not in collection.qrels:
         raise RagbenchError(
             f"The collection '{collection.name}' has no split '{split}'; it has: {', '.join(collection.qrels)}."

@@ -7,8 +7,8 @@ from typing import Literal, get_args
 from ragbench.collection.schema import Collection, Query, passages
 from ragbench.errors import RagbenchError
 from ragbench.generation import endpoint
-from ragbench.generation.answers import Answer, make_answer
-from ragbench.generation.prompts import INSTRUCTION, Order, Prompt, TokenCount, build_prompt
+from ragbench.generation.answers import Answer, Completion, make_answer
+from ragbench.generation.prompts import INSTRUCTION, Message, Order, Prompt, TokenCount, build_prompt
 from ragbench.retrieval.runs import Run, top
 
 TEMPLATE_TOKENS = 64
@@ -59,7 +59,7 @@ def token_counter(generator: Generator) -> TokenCount:
         return local.token_counter(generator.model, generator.revision)
     if generator.backend in ("endpoint", "none"):
         return endpoint.count_tokens
-    raise RagbenchError(f"generator_backend '{generator.backend}' is unknown; use local, endpoint or none.")
+    raise _unknown_backend(generator)
 
 
 def prompts_for(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Prompt]:
@@ -96,11 +96,22 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
     if generator.backend == "none":
         return []
     prompts = prompts_for(collection, queries, run, generator)
-    conversations = [prompt.messages for prompt in prompts]
+    completions = complete([prompt.messages for prompt in prompts], generator)
+    return [make_answer(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+
+def complete(conversations: Sequence[Sequence[Message]], generator: Generator) -> list[Completion]:
+    """Return the generator's reply to each conversation, in their order; the backend ``none`` replies to nothing.
+
+    Raises:
+        RagbenchError: the generator cannot be had, its backend is unknown, or a conversation does not fit it.
+    """
+    if generator.backend == "none":
+        return []
     if generator.backend == "local":
         from ragbench.generation import local
 
-        completions = local.complete(
+        return local.complete(
             conversations,
             model=generator.model,
             revision=generator.revision,
@@ -108,15 +119,19 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
             device=generator.device,
             dtype=generator.dtype,
         )
-    else:
-        completions = endpoint.complete(
+    if generator.backend == "endpoint":
+        return endpoint.complete(
             conversations,
             model=generator.model,
             base_url=generator.endpoint,
             max_new_tokens=generator.max_new_tokens,
             concurrency=generator.concurrency,
         )
-    return [make_answer(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    raise _unknown_backend(generator)
+
+
+def _unknown_backend(generator: Generator) -> RagbenchError:
+    return RagbenchError(f"generator_backend '{generator.backend}' is unknown; use local, endpoint or none.")
 
 
 def room_for_context(generator: Generator, questions: Sequence[str]) -> int:

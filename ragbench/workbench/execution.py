@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,17 +85,21 @@ def _current_hash(experiment: Experiment, name: str) -> str | None:
     )
 
 
-def run_experiment(experiment: Experiment) -> list[str]:
-    """Run every stage that is not current; return the names of those that ran.
+def run_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> list[str]:
+    """Run every stage that is not current, or those of the named `stages`; return the names of those that ran.
 
     Raises:
         StageFailed: a notebook stopped with an error. Its executed copy is kept; running again resumes there.
-        RagbenchError: another process works on the same folder, or a result was changed by hand.
+        RagbenchError: another process works on the same folder, a result was changed by hand, or there is no such
+            stage.
     """
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise RagbenchError(f"There is no stage '{unknown[0]}'; there are: {', '.join(STAGES)}.")
     experiment.run.mkdir(parents=True, exist_ok=True)
     ran: list[str] = []
     with _only_one(experiment.run):
-        for stage in STAGES:
+        for stage in (name for name in STAGES if name in stages):
             reason = why_stale(experiment, stage)
             if reason is None:
                 print(f"{stage}: complete", file=sys.stderr)

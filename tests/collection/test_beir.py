@@ -307,3 +307,49 @@ def test_the_fingerprint_changes_with_the_content(toy_folder, change):
     assert text.count(old) == 1
     (toy_folder / name).write_text(text.replace(old, new))
     assert fingerprint(read_collection(toy_folder)) != before
+
+
+def bare(folder: Path) -> Path:
+    """Leave nothing but the corpus in a collection's folder."""
+    shutil.rmtree(folder / "qrels")
+    (folder / "queries.jsonl").unlink()
+    return folder
+
+
+def test_a_corpus_alone_is_a_collection_without_questions(toy_folder):
+    whole = read_collection(toy_folder)
+    collection = read_collection(bare(toy_folder))
+    assert content(collection) == (whole.corpus.to_list(), {}, {})
+    assert collection.name == "toy"
+    assert fingerprint(collection) != fingerprint(whole)
+
+
+def test_a_collection_without_questions_is_written_and_read_back_the_same(toy_folder, tmp_path):
+    collection = read_collection(bare(toy_folder))
+    write_collection(collection, tmp_path / "again")
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["corpus.jsonl"]
+    again = read_collection(tmp_path / "again")
+    assert content(again) == content(collection)
+    assert fingerprint(again) == fingerprint(collection)
+
+
+@pytest.mark.parametrize("name", ["queries.jsonl", "qrels"])
+def test_an_empty_half_of_the_questions_is_no_collection_without_questions(toy_folder, name):
+    bare(toy_folder)
+    (toy_folder / name).mkdir() if name == "qrels" else (toy_folder / name).write_text("")
+    with pytest.raises(RagbenchError, match="is missing"):
+        read_collection(toy_folder)
+
+
+@pytest.mark.parametrize(
+    ("added", "says"),
+    [
+        ("{broken", r"corpus\.jsonl, line 5: not JSON"),
+        ('{"_id": "p2", "text": "x"}', r"corpus\.jsonl, line 5: the id 'p2' stands already on line 2"),
+    ],
+)
+def test_a_corpus_alone_is_checked_line_by_line_too(toy_folder, added, says):
+    with (bare(toy_folder) / "corpus.jsonl").open("a") as file:
+        file.write(added + "\n")
+    with pytest.raises(RagbenchError, match=says):
+        read_collection(toy_folder)

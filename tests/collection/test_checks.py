@@ -174,3 +174,9 @@ def test_the_lines_for_the_terminal_show_every_count_and_finding():
     assert [line.split() for line in lines if line.startswith("duplicate")] == [
         ["duplicate", "passages", "1", "e.g.", "p1", "=", "p0"]
     ]
+
+
+def test_a_collection_without_labels_is_checked_for_what_its_passages_hold():
+    done = report(["same text", "Same  text", ""])
+    assert {found.name: found.count for found in done.findings if found.count} == {"duplicate passages": 1}
+    assert [line.split()[0] for line in done.lines() if line.startswith("split")] == []

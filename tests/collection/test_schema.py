@@ -152,3 +152,15 @@ def test_the_overview_counts_each_split_and_the_sum(toy_folder):
 def test_passage_lengths_are_characters_of_title_and_text():
     rows = [("a", "Füße", "日本", "d"), ("b", "", "", "d"), ("c", "", "😀", "d")]
     assert passage_lengths(Collection("c", corpus_from_rows(rows), {}, {})).tolist() == [7, 0, 1]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_collection_without_labels_says_what_can_be_done_with_it(split):
+    with pytest.raises(RagbenchError, match=r"'numbered' has no labelled.*--stages 02_data_prep,03_retriever"):
+        split_queries(numbered(3), split)
+
+
+def test_the_overview_of_a_collection_without_labels_counts_nothing():
+    table = split_overview(numbered(3))
+    assert table["split"].tolist() == ["all"]
+    assert table.drop(columns="split").iloc[0].tolist() == [0] * 5

@@ -1,11 +1,14 @@
 import math
 import re
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ragbench.collection.beir import read_collection
 from ragbench.collection.schema import Collection, Query, corpus_from_rows
-from ragbench.retrieval.sparse import bm25_run
+from ragbench.retrieval.sparse import bm25_run, bm25_scores
 
 PASSAGES = {
     "a": "Cats sleep. Cats purr and sleep, cats dream.",
@@ -78,3 +81,31 @@ def test_titles_are_searched_too(toy_folder):
 def test_a_corpus_or_a_query_list_without_words_finds_nothing():
     assert bm25_run(collection({"a": "", "b": "!"}), [Query("q", "cats")], 10) == {"q": {}}
     assert bm25_run(collection(), [], 10) == {}
+
+
+words = st.lists(st.sampled_from(["cats", "Dogs", "fish", "c", "!"]), max_size=5).map(" ".join)
+
+
+@given(st.lists(words, min_size=1, max_size=6), st.lists(words, max_size=3))
+@settings(deadline=None)
+def test_the_scores_of_every_passage_agree_with_the_run(passages, questions):
+    data = collection({f"p{number}": text for number, text in enumerate(passages)})
+    run = bm25_run(data, [Query(str(n), question) for n, question in enumerate(questions)], 99, 1.2, 0.6)
+    every_score = list(bm25_scores(data, questions, 1.2, 0.6))
+    assert len(every_score) == len(questions)
+    for found, scores in zip(run.values(), every_score, strict=True):
+        assert scores.shape == (len(passages),) and scores.dtype == np.float32
+        assert found == {f"p{row}": pytest.approx(score) for row, score in enumerate(scores) if score > 0}
+
+
+def test_scores_come_one_question_at_a_time_with_anserinis_defaults():
+    scores = bm25_scores(collection(), ["cats", "zebra"])
+    first = dict(zip(PASSAGES, next(scores), strict=True))
+    assert {name: score for name, score in first.items() if score} == pytest.approx(bm25("cats", 0.9, 0.4), rel=1e-5)
+    assert not next(scores).any()
+    assert next(scores, None) is None
+
+
+def test_a_corpus_without_words_scores_nothing():
+    [scores] = bm25_scores(collection({"a": "", "b": "!"}), ["cats"])
+    assert scores.tolist() == [0, 0]
