@@ -9,8 +9,11 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from ragbench.collection.schema import Collection, passages
+from ragbench.evaluation.evaluate import Questions
 from ragbench.retrieval.encoder import Encoder, pieces
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -35,6 +38,35 @@ def special_share(texts: Sequence[str], encoder: Encoder) -> np.ndarray:
 def level(share: float) -> str:
     """Name a mean share of special words: ``low``, ``medium`` or ``high``."""
     return [name for name, bound in LEVELS.items() if share >= bound][-1]
+
+
+def gap_table(collection: Collection, questions: Questions, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Tell whether questions in other words than their passages are found now: scores by vocabulary gap.
+
+    Args:
+        pairs: columns split, query_id, before, after, of one metric (`evaluation.comparison.paired`).
+
+    Returns a row a split and third of its questions, by their gap: split, gap (its range), before, after, n.
+    """
+    rows = []
+    for split, queries in questions.items():
+        gold = {
+            query.id: [name for name, score in collection.qrels[split][query.id].items() if score > 0]
+            for query in queries
+        }
+        known = passages(collection, (name for names in gold.values() for name in names))
+        gaps = {
+            query.id: vocabulary_gap(query.text, [known[name].full_text for name in gold[query.id]])
+            for query in queries
+            if gold[query.id]
+        }
+        part = pairs[(pairs["split"] == split) & pairs["query_id"].isin(list(gaps))].dropna(subset=["before", "after"])
+        part = part.assign(gap=part["query_id"].map(gaps)).sort_values(["gap", "query_id"])
+        for third in (part.iloc[rows_of_third] for rows_of_third in np.array_split(np.arange(len(part)), 3)):
+            if len(third):
+                span = f"{third['gap'].min():.0%} to {third['gap'].max():.0%}"
+                rows.append((split, span, third["before"].mean(), third["after"].mean(), len(third)))
+    return pd.DataFrame(rows, columns=["split", "words not in the passage", "before", "after", "questions"])
 
 
 def vocabulary_gap(question: str, passages: Sequence[str]) -> float:

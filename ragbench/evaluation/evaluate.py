@@ -71,6 +71,12 @@ def retrieval_scores(
     return run, _labelled(name, tables)
 
 
+def retrieve_and_score(name: str, collection: Collection, questions: Questions, retriever: Retriever) -> Outcome:
+    """Retrieve and score without answering: the outcome of a system of which only the retriever is looked at."""
+    run, scores = retrieval_scores(name, collection, questions, retriever)
+    return Outcome(name, questions, run, {}, scores)
+
+
 def compare_retrieval(collection: Collection, questions: Questions, retriever: Retriever) -> pd.DataFrame:
     """Score the same questions under dense retrieval, BM25 and their fusion, all else as in `retriever`."""
     methods: tuple[Literal["dense", "bm25", "fusion"], ...] = ("dense", "bm25", "fusion")
