@@ -1,0 +1,1 @@
+"""Training data and fine-tuning: pairs, hard negatives, generator examples, and the retriever."""

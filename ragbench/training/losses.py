@@ -1,0 +1,60 @@
+"""The losses that a retriever can be tuned with, by name."""
+
+from collections.abc import Callable, Sequence
+
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.util import pairwise_cos_sim
+from torch import nn
+
+from ragbench.errors import RagbenchError
+from ragbench.training.contrast import SharedPassagesLoss
+
+FROM_TEACHER = ("margin_mse", "kl")
+"""Losses that learn from a teacher's scores, one for each passage of a row, in the rows' column ``label``."""
+_MINI_BATCH = 8
+
+
+def build_loss(
+    name: str,
+    model: SentenceTransformer,
+    dataset: Dataset,
+    *,
+    scale: float = 20.0,
+    guide: SentenceTransformer | None = None,
+    matryoshka: Sequence[int] = (),
+) -> nn.Module:
+    """Return a loss for `model` on `dataset`.
+
+    Args:
+        name: ``shared`` (`contrast.SharedPassagesLoss`), ``mnr`` (MultipleNegativesRanking), ``cached_mnr`` (the same
+            for large batches, GradCache), ``gist`` (in-batch negatives that the guide takes for answers are left out),
+            ``margin_mse`` or ``kl`` (the order of the passages is learned from a teacher).
+        dataset: the rows; `shared` numbers their texts.
+        scale: one over the temperature.
+        guide: for ``gist`` the model that judges, as a rule the base model.
+        matryoshka: dimensions at which the embedding should work too, cut to its first numbers; empty for none.
+
+    Raises:
+        RagbenchError: the name is unknown, or a dimension is not below the model's.
+    """
+    known: dict[str, Callable[[], nn.Module]] = {
+        "shared": lambda: SharedPassagesLoss(model, dataset, scale),
+        "mnr": lambda: losses.MultipleNegativesRankingLoss(model, scale=scale),
+        "cached_mnr": lambda: losses.CachedMultipleNegativesRankingLoss(
+            model, scale=scale, mini_batch_size=_MINI_BATCH
+        ),
+        "gist": lambda: losses.GISTEmbedLoss(model, guide or model, temperature=1 / scale),
+        "margin_mse": lambda: losses.MarginMSELoss(model, pairwise_cos_sim),
+        "kl": lambda: losses.DistillKLDivLoss(model, pairwise_cos_sim, temperature=1 / scale),
+    }
+    if name not in known:
+        raise RagbenchError(f"retriever_loss '{name}' is unknown; use {', '.join(known)}.")
+    loss = known[name]()
+    if not matryoshka:
+        return loss
+    full = model.get_embedding_dimension() or 0
+    if not all(0 < size <= full for size in matryoshka):
+        raise RagbenchError(f"retriever_matryoshka {list(matryoshka)}: the model has {full} dimensions.")
+    return losses.MatryoshkaLoss(model, loss, sorted({full, *matryoshka}, reverse=True))

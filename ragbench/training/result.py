@@ -1,0 +1,153 @@
+"""What came of tuning a retriever: whether it is kept, and the folder with its card."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ragbench.collection.schema import Collection, passage_texts, split_queries
+from ragbench.evaluation.comparison import Comparison
+from ragbench.evaluation.evaluate import Outcome, Questions
+from ragbench.evaluation.scores import write_scores
+from ragbench.files import write_json, write_text
+from ragbench.models import resolve_model
+from ragbench.retrieval.encoder import Encoder, encode
+from ragbench.retrieval.runs import write_run
+from ragbench.training import guards
+from ragbench.training.dev import DEV, LABELLED, DevSet
+from ragbench.training.guards import Guard
+from ragbench.training.retriever import Recipe, Tuned
+from ragbench.training.retriever_card import model_card
+
+OOD = "ood"
+METRIC = "ndcg@10"
+_PASSAGES = 1000  # for the mean cosine: more would change its third digit
+
+
+def with_dev(collection: Collection, dev: DevSet) -> Collection:
+    """Return the collection with a dev set as its dev split: held-out pairs are scored like a labelled split."""
+    added = {query.id: query for query in dev.queries if query.id not in collection.queries}
+    return replace(collection, queries={**collection.queries, **added}, qrels={**collection.qrels, DEV: dev.qrels})
+
+
+def questions_to_compare(collection: Collection, dev: DevSet) -> Questions:
+    """Return the questions of dev, and of ood where the collection has it: that split shows what was forgotten."""
+    questions: Questions = {DEV: [collection.queries[name] for name in dev.questions]}
+    if OOD in collection.qrels:
+        questions[OOD] = [query for query in split_queries(collection, OOD) if query.answerable]
+    return questions
+
+
+def check(tuned: Tuned, before: Outcome, after: Outcome, collection: Collection, encoder: Encoder) -> list[Guard]:
+    """Return all guards: those of the training, and whether retrieval collapsed or fell on dev.
+
+    Args:
+        before, after: what the base and the tuned model retrieved on dev, over the whole corpus.
+        encoder: the tuned model.
+    """
+    rows = np.unique(np.linspace(0, len(collection.corpus) - 1, _PASSAGES).astype(int))
+    first = [[next(iter(outcome.run[query.id])) for query in outcome.questions[DEV]] for outcome in (before, after)]
+    means = [_mean(outcome.scores, DEV) for outcome in (before, after)]
+    return [
+        *tuned.guards,
+        guards.not_collapsed(encode(encoder, passage_texts(collection, rows), "passage"), *first),
+        guards.dev_did_not_fall(*means),
+    ]
+
+
+def _mean(scores: pd.DataFrame, split: str) -> float:
+    return float(scores.loc[(scores["split"] == split) & (scores["metric"] == METRIC), "value"].mean())
+
+
+def guard_table(checked: Sequence[Guard]) -> pd.DataFrame:
+    """Return columns check, holds, measured."""
+    rows = [(guard.name, "yes" if guard.holds else "NO", guard.measured) for guard in checked]
+    return pd.DataFrame(rows, columns=["check", "holds", "measured"])
+
+
+def tried_table(tried: Sequence[Tuned]) -> pd.DataFrame:
+    """Return a row a training run, the best first: what it was, dev before and at best, steps, blend, seconds."""
+    return pd.DataFrame(
+        [
+            {
+                "learning rate": f"{tuned.learning_rate:g}",
+                "epochs": f"{tuned.epochs:g}",
+                "dev before": tuned.base_dev,
+                "dev at best": tuned.best_dev,
+                "best step": f"{tuned.best_step} of {tuned.steps}",
+                "tuned share": tuned.blend,
+                "seconds": round(tuned.seconds),
+            }
+            for tuned in tried
+        ]
+    )
+
+
+def decide(
+    checked: Sequence[Guard], comparisons: Sequence[Comparison], dev: DevSet, tolerance: float
+) -> dict[str, Any]:
+    """Return {"kept": "tuned" or "base", "reason", "notes"}: the base is kept if any check fails.
+
+    Out-of-domain loss is no reason to discard, as only dev chooses; beyond `tolerance` it is said.
+    """
+    failed = [guard for guard in checked if not guard.holds]
+    notes = [_in_words(comparison) for comparison in comparisons if comparison.metric == METRIC]
+    lost = [c for c in comparisons if c.metric == METRIC and c.split == OOD and (c.difference or 0.0) < -tolerance]
+    notes += [f"Out of domain it lost more than the {tolerance:g} that is tolerated." for _ in lost]
+    if dev.kind != LABELLED:
+        notes.append(
+            "No labelled question chose: dev is made of pairs held back from training. They tell whether the retriever "
+            "learned what it was shown, not how it does on the questions of people."
+        )
+    if failed:
+        reason = "; ".join(f"{guard.name}: no ({guard.measured})" for guard in failed)
+        return {"kept": "base", "reason": f"The base model is kept. {reason}.", "notes": notes}
+    return {"kept": "tuned", "reason": "The tuned model is kept: every check holds.", "notes": notes}
+
+
+def _in_words(comparison: Comparison) -> str:
+    interval = f" [{comparison.ci[0]:+.3f}, {comparison.ci[1]:+.3f}]" if comparison.ci else ""
+    return f"nDCG@10 on {comparison.split}: {comparison.difference or 0.0:+.3f}{interval}, {comparison.n} questions."
+
+
+def save_retriever(
+    folder: Path,
+    tuned: Tuned,
+    recipe: Recipe,
+    decision: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> None:
+    """Write the retriever that is kept as a plain Sentence-Transformers folder, with a card of what was measured.
+
+    Args:
+        metrics: the ``systems`` of a metrics.json, on dev and ood.
+        data: the facts of the training data (`ragbench.training.card.facts`).
+    """
+    kept = tuned.folder if decision["kept"] == "tuned" else resolve_model(recipe.model, recipe.revision)
+    shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("README.md", "*.bin", "*.onnx", "*.h5"))
+    write_text(folder / "README.md", model_card(tuned, recipe, decision, metrics, parameters, data))
+
+
+def write_results(
+    folder: Path,
+    tuned: Tuned,
+    before: Outcome,
+    after: Outcome,
+    scores: pd.DataFrame,
+    metrics: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    checked: Sequence[Guard],
+) -> None:
+    """Write what 03_retriever leaves beside the model: runs, scores, metrics, the log of the training, the decision."""
+    write_run(before.run, folder / f"{before.system}.trec", before.system)
+    write_run(after.run, folder / f"{after.system}.trec", after.system)
+    write_scores(scores, folder / "scores.parquet")
+    write_json(folder / "metrics.json", metrics)
+    write_text(folder / "training_log.csv", tuned.log.to_csv(index=False))
+    write_json(folder / "decision.json", {**decision, "guards": [asdict(guard) for guard in checked]})

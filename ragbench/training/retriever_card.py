@@ -1,0 +1,63 @@
+"""The model card of a tuned retriever."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ragbench.training.retriever import Recipe, Tuned
+
+
+def model_card(
+    tuned: Tuned,
+    recipe: Recipe,
+    decision: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> str:
+    """Return the card in Markdown; every number in it was measured in the run that wrote it."""
+    table = "\n".join(
+        f"| {split} | {metric} | {_cell(metrics['base'][split][metric])} | {_cell(values[metric])} |"
+        for split, values in metrics["retriever"].items()
+        for metric in values
+    )
+    sources = ", ".join(f"{count} {source}" for source, count in data["pairs"].items())
+    made = "\n".join(f"- {name}: {value}" for name, value in parameters.items())
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+---
+
+# {recipe.model.rpartition("/")[2]}, tuned on {data["collection"]}
+
+{decision["reason"]} {" ".join(decision["notes"])}
+
+Encodes questions and passages (title, a space, text; at most {recipe.max_tokens} tokens) for dense retrieval by cosine.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+```
+
+## Measured
+
+Mean over questions with its 95 % bootstrap interval. Dev chose the checkpoint, so its numbers flatter; the test split
+was not looked at here.
+
+| split | metric | base | tuned |
+|---|---|---|---|
+{table}
+
+## Trained on
+
+{sum(data["pairs"].values())} pairs ({sources}) over {data["passages"]} passages, in {tuned.steps} steps of
+{tuned.seconds:.0f} seconds together; learning rate {tuned.learning_rate:g}; best at step {tuned.best_step}.
+The weights are {tuned.blend:.0%} the tuned ones, the rest the base model's.
+
+{made}
+"""
+
+
+def _cell(entry: Mapping[str, Any]) -> str:
+    interval = f" [{entry['ci'][0]:.3f}, {entry['ci'][1]:.3f}]" if entry["ci"] else ""
+    return "–" if entry["mean"] is None else f"{entry['mean']:.3f}{interval} (n = {entry['scored']})"

@@ -1,0 +1,71 @@
+"""A teacher's scores for a retriever that learns the order of passages from a better ranker (distillation)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ragbench.collection.schema import Collection, passage_texts, rows_of
+from ragbench.devices import choose_device
+from ragbench.models import resolve_model
+from ragbench.retrieval.encoder import Encoder, encode
+from ragbench.retrieval.sparse import bm25_scores
+from ragbench.training.negatives import CrossScores
+from ragbench.training.pairs import Pair
+
+BM25, FUSION = "bm25", "fusion"
+
+
+def teacher_scores(
+    collection: Collection, pairs: Sequence[Pair], negatives: np.ndarray, teacher: str, encoder: Encoder
+) -> np.ndarray | None:
+    """Return a teacher's score of each pair's positive and of its negatives: float64 of shape (pairs, 1 + negatives).
+
+    None without a teacher.
+
+    Args:
+        negatives: corpus rows, of shape (pairs, negatives).
+        teacher: ``bm25`` (scores over the question's highest, so 0 to 1), ``fusion`` (the mean of that and of the base
+            retriever's cosine), the name of a cross-encoder (its probability), or empty.
+
+    Raises:
+        RagbenchError: the cross-encoder cannot be had.
+    """
+    if not teacher:
+        return None
+    positives = rows_of(collection, [pair.passage_id for pair in pairs])
+    rows = np.concatenate([positives[:, None], negatives], axis=1)
+    if teacher not in (BM25, FUSION):
+        texts = passage_texts(collection, rows.ravel()).to_pylist()
+        asked = [pair.question for pair in pairs for _ in range(rows.shape[1])]
+        return np.asarray(_cross_encoder(teacher, encoder.device)(list(zip(asked, texts, strict=True)))).reshape(
+            rows.shape
+        )
+    every_score = bm25_scores(collection, [pair.question for pair in pairs])
+    lexical = np.stack(
+        [scores[found] / max(float(scores.max()), 1e-9) for scores, found in zip(every_score, rows, strict=True)]
+    )
+    if teacher == BM25:
+        return lexical.astype(np.float64)
+    questions = encode(encoder, [pair.question for pair in pairs], "query")
+    texts = encode(encoder, passage_texts(collection, rows.ravel()), "passage").reshape(*rows.shape, -1)
+    return (lexical + np.einsum("pd,pcd->pc", questions, texts)) / 2
+
+
+def cross_scores(name: str, device: str) -> CrossScores | None:
+    """Return a cross-encoder's scoring function, or None for an empty name.
+
+    It takes pairs of texts and returns the probability that the second answers the first.
+
+    Raises:
+        RagbenchError: the model or the device cannot be had.
+    """
+    return _cross_encoder(name, choose_device(device)) if name else None
+
+
+def _cross_encoder(name: str, device: str) -> CrossScores:
+    # Importing takes seconds, which a run without a cross-encoder need not spend.
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(resolve_model(name)), device=device, local_files_only=True)
+    return lambda texts: np.asarray(model.predict(texts, activation_fn=torch.nn.Sigmoid(), show_progress_bar=False))
