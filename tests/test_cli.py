@@ -1,5 +1,6 @@
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ from ragbench.collection.load import fingerprint, load_collection
 from ragbench.workbench.project import STAGES, notebook_path
 
 PROJECT = Path(__file__).parents[1]
-FIRST, SECOND = STAGES
+FIRST, LAST = STAGES[0], STAGES[-1]
+ALL = ", ".join(STAGES)
 PARAMETERS = 'run: str = "runs/x"  # folder\ncollection: str = "toy"  # collection\nhow: str = "well"  # how it ends'
 CELLS = {
     FIRST: ["if how == 'badly':\n    raise ValueError('no good')", "(stage.folder / 'a.txt').write_text('a')"],
-    SECOND: [
+    **{stage: ["print(1)"] for stage in STAGES[1:-1]},
+    LAST: [
         "from ragbench.files import write_json",
         "write_json(stage.folder / 'metrics.json', {'systems': {}, 'comparisons': []})",
         "write_json(stage.folder / 'verdict.json', {'headline': 'It works.', 'reasons': []})",
@@ -40,7 +43,7 @@ def write_project(root: Path) -> None:
 
 @pytest.fixture
 def project(toy_folder, monkeypatch) -> Path:
-    """A project folder of two small notebooks, with a collection, as the working directory."""
+    """A project folder of small notebooks, with a collection, as the working directory."""
     write_project(toy_folder.parent)
     monkeypatch.chdir(toy_folder.parent)
     return toy_folder.parent
@@ -63,6 +66,10 @@ def ragbench(monkeypatch, capsys):
 def params_file(text: str) -> Path:
     Path("trial.yaml").write_text(text)
     return Path("trial.yaml")
+
+
+def statuses(common: str, **others: str) -> str:
+    return "".join(f"{stage:16} {others.get(stage, common)}\n" for stage in STAGES)
 
 
 def test_help_lists_every_command():
@@ -93,10 +100,10 @@ def test_help_does_not_wait_for_heavy_libraries():
 
 def test_a_run_then_status_then_nothing_to_do_then_report(project, ragbench):
     path = params_file("how: very well\n")
-    assert ragbench("status", path) == (0, f"{FIRST:16} not run yet\n{SECOND:16} not run yet\n", "")
+    assert ragbench("status", path) == (0, statuses("not run yet"), "")
     status, out, _ = ragbench("run", path)
-    assert (status, out) == (0, f"Ran {FIRST}, {SECOND}. Read runs/trial/index.html\n")
-    assert ragbench("status", path)[1] == f"{FIRST:16} complete\n{SECOND:16} complete\n"
+    assert (status, out) == (0, f"Ran {ALL}. Read runs/trial/index.html\n")
+    assert ragbench("status", path)[1] == statuses("complete")
     assert ragbench("run", path)[1] == "Nothing to do: every stage is complete. Read runs/trial/index.html\n"
     page, index = Path("runs/trial") / FIRST / "report.html", Path("runs/trial/index.html")
     before = page.read_text(), index.read_text()
@@ -105,6 +112,24 @@ def test_a_run_then_status_then_nothing_to_do_then_report(project, ragbench):
     assert ragbench("report", "runs/trial") == (0, "Read runs/trial/index.html\n", "")
     assert (page.read_text(), index.read_text()) == before
     assert "It works." in before[1]
+
+
+def test_a_run_of_some_stages_runs_only_these(project, ragbench):
+    path = params_file("how: very well\n")
+    some = "03_retriever, 02_data_prep"
+    assert ragbench("run", path, "--stages", some)[:2] == (
+        0, "Ran 02_data_prep, 03_retriever. Read runs/trial/index.html\n"
+    )  # fmt: skip
+    assert ragbench("status", path)[1] == statuses("not run yet", **dict.fromkeys(some.split(", "), "complete"))
+    assert ragbench("run", path, "--stages", some)[1].startswith(f"Nothing to do: {some} is complete")
+
+
+@pytest.mark.parametrize("stages", ["03_retreiver", f"{FIRST},", "all"])
+def test_an_unknown_stage_ends_with_status_1_and_lists_the_stages(project, ragbench, stages):
+    status, out, err = ragbench("run", params_file(""), "--stages", stages)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: There is no stage '") and f"there are: {ALL}." in err
+    assert not (project / "runs").exists()
 
 
 def test_a_failing_cell_ends_the_run_with_status_1_and_a_few_lines(project, ragbench):
@@ -153,13 +178,13 @@ def test_params_lists_every_parameter_of_the_notebooks(monkeypatch, ragbench):
         for name, parameter in papermill.inspect_notebook(str(notebook_path(PROJECT, stage))).items():
             assert f"{name}: {parameter['inferred_type_name']} = " in out
             assert parameter["help"] in out
-    assert f"({FIRST}, {SECOND})" in out
+    assert f"({ALL})" in out
 
 
 def test_status_of_a_committed_params_file_runs_and_writes_nothing(ragbench, monkeypatch, tmp_path):
     monkeypatch.chdir(PROJECT)
     status, out, _ = ragbench("status", "params/smoke.yaml", "--out", tmp_path / "empty")
-    assert (status, out) == (0, f"{FIRST:16} not run yet\n{SECOND:16} not run yet\n")
+    assert (status, out) == (0, statuses("not run yet"))
     assert not (tmp_path / "empty").exists()
 
 
@@ -196,6 +221,14 @@ def test_collection_check_counts_and_names_what_is_wrong(toy_folder, ragbench):
     assert lines["passages"].startswith("5")
     assert lines["empty passages"] == "0"
     assert any("p1" in text and "p5" in text for text in lines.values())
+
+
+def test_collection_check_of_a_corpus_alone_counts_its_passages(toy_folder, ragbench):
+    shutil.rmtree(toy_folder / "qrels")
+    (toy_folder / "queries.jsonl").unlink()
+    status, out, _ = ragbench("collection", "check", toy_folder)
+    lines = {line[:28].strip(): line[29:] for line in out.splitlines()}
+    assert (status, lines["passages"], lines["queries"], lines["queries in no split"]) == (0, "4", "0", "0")
 
 
 def test_collection_check_of_broken_files_ends_with_file_and_line(toy_folder, ragbench):

@@ -5,10 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
+import pyarrow.parquet as pq
 import pytest
+
+from ragbench.models import resolve_model
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -63,6 +67,51 @@ def test_the_chain_leaves_every_promised_file(smoke):
     assert not list(smoke.glob("*.partial")) + list(smoke.glob("*.running.ipynb"))
 
 
+def test_data_preparation_leaves_data_that_the_libraries_read(smoke):
+    folder = smoke / "02_data_prep"
+    rows = pq.read_table(folder / "retriever.parquet")
+    assert rows.column_names == ["anchor", "positive", "negative_1", "negative_2"]
+    pairs = pq.read_table(folder / "pairs.parquet").to_pylist()
+    assert len(pairs) == rows.num_rows > 300
+    assert {"labelled", "sentence"} <= {pair["source"] for pair in pairs}
+    assert not any(pair["passage_id"] in pair["negative_ids"] for pair in pairs)
+    examples = pq.read_table(folder / "generator.parquet").to_pylist()
+    assert {message["role"] for message in examples[0]["prompt"]} == {"system", "user"}
+    assert examples[0]["completion"][0]["role"] == "assistant"
+    card = json.loads((folder / "data_card.json").read_text())
+    assert card["pairs"]["labelled"] == sum(pair["source"] == "labelled" for pair in pairs)
+    assert set(card["files"]) == {path.name for path in folder.iterdir()} - {
+        "data_card.json", "data_card.md", "meta.json", "report.html", "report.ipynb"
+    }  # fmt: skip
+    assert card["generator examples rejected"] == dict(
+        Counter(pq.read_table(folder / "generator_rejected.parquet").column("reason").to_pylist())
+    )
+
+
+def test_the_tuned_retriever_is_a_plain_model_and_has_moved(smoke):
+    from sentence_transformers import SentenceTransformer
+
+    folder = smoke / "03_retriever"
+    decision = json.loads((folder / "decision.json").read_text())
+    assert decision["kept"] == ("tuned" if all(guard["holds"] for guard in decision["guards"]) else "base")
+    assert {"base.trec", "retriever.trec", "training_log.csv"} <= {path.name for path in folder.iterdir()}
+    model = SentenceTransformer(str(folder / "model"), device="cpu", local_files_only=True)
+    base = SentenceTransformer(str(resolve_model("all-MiniLM-L6-v2")), device="cpu", local_files_only=True)
+    same = (model.encode("a question") == base.encode("a question")).all()
+    assert same == (decision["kept"] == "base")
+    assert "nDCG@10 on dev" in (folder / "model" / "README.md").read_text()
+
+
+def test_both_systems_are_compared_question_by_question(smoke):
+    metrics = json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
+    assert set(metrics["systems"]) == {"base", "retriever"}
+    compared = {(entry["split"], entry["metric"]) for entry in metrics["comparisons"]}
+    assert {("test", "ndcg@10"), ("ood", "ndcg@10"), ("test", "answer_f1")} <= compared
+    for entry in metrics["comparisons"]:
+        means = [metrics["systems"][name][entry["split"]][entry["metric"]]["mean"] for name in ("base", "retriever")]
+        assert entry["difference"] == pytest.approx(means[1] - means[0], abs=1e-9)
+
+
 def test_the_metrics_are_those_of_real_models_on_real_questions(smoke):
     metrics = json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
     values = metrics["systems"]["base"]
@@ -93,11 +142,27 @@ def test_the_audit_runs_alone_under_papermill_and_gives_the_chains_metrics(smoke
 
 def test_a_notebook_runs_from_its_own_folder_as_in_jupyterlab(tmp_path, real_cache, smoke):
     out = tmp_path / "out.ipynb"
-    arguments = ["06_evaluation.ipynb", str(out), "-f", "../params/smoke.yaml", "-p", "run", str(tmp_path / "run")]
+    arguments = ["02_data_prep.ipynb", str(out), "-f", "../params/smoke.yaml", "-p", "run", str(tmp_path / "run")]
     done = call(command("papermill"), *arguments, cache=real_cache, cwd=ROOT / "notebooks")
     assert done.returncode == 0, done.stderr
-    alone = json.loads((tmp_path / "run" / "06_evaluation" / "metrics.json").read_text())
-    assert alone == json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
+    alone = json.loads((tmp_path / "run" / "02_data_prep" / "data_card.json").read_text())
+    assert alone == json.loads((smoke / "02_data_prep" / "data_card.json").read_text())
+
+
+def test_a_notebook_whose_inputs_are_missing_says_what_to_run_first(tmp_path, real_cache):
+    out = tmp_path / "out.ipynb"
+    arguments = [
+        "notebooks/03_retriever.ipynb",
+        str(out),
+        "-f",
+        "params/smoke.yaml",
+        "-p",
+        "run",
+        str(tmp_path / "run"),
+    ]
+    done = call(command("papermill"), *arguments, cache=real_cache)
+    assert done.returncode != 0
+    assert "Run notebooks/02_data_prep.ipynb first" in done.stderr
 
 
 def test_the_reports_show_nothing_of_this_machine(smoke, real_cache):

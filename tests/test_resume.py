@@ -35,7 +35,7 @@ def experiment(tmp_path: Path, tiny_encoder: Path, tiny_generator: Path) -> Path
     values = {
         "collection": str(folder), "retriever_model": str(tiny_encoder), "judge_encoder": str(tiny_encoder),
         "generator_model": str(tiny_generator), "generator_max_new_tokens": 24, "audit_splits": ["train"],
-        "audit_questions": 0, "dtype": "float32",
+        "audit_questions": 0, "dtype": "float32", "prep_sources": ["labelled"], "retriever_epochs": [1.0],
     }  # fmt: skip
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(values))
     return tmp_path
@@ -74,7 +74,8 @@ def kill_when(process: subprocess.Popen[bytes], reached) -> None:
 
 def metrics(experiment: Path, name: str) -> list:
     return [
-        json.loads((experiment / name / stage / "metrics.json").read_text()) for stage in ("01_audit", "06_evaluation")
+        json.loads((experiment / name / stage / "metrics.json").read_text())
+        for stage in ("01_audit", "03_retriever", "06_evaluation")
     ]
 
 

@@ -1,34 +1,138 @@
-"""What the numbers say, in words."""
+"""What the comparison of a tuned system with its baseline says, in words."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+SIGNIFICANT = 0.05
+DOWNSTREAM = {
+    "context_recall": "what the generator is shown of all that an answer needs (context_recall)",
+    "answer_f1": "what answers share with the references, in words (answer_f1)",
+}
+_NAMES = {"ndcg@10": "nDCG@10"}
+_Entry = Mapping[str, Any]
 
-def baseline_verdict(metrics: dict[str, Any], system: str = "base") -> dict[str, Any]:
-    """Return {"headline", "reasons"} for an experiment that has only a baseline.
 
-    Each reason states one measurement with its interval and how many questions it rests on.
+def tuning_verdict(
+    metrics: Mapping[str, Any],
+    decision: Mapping[str, Any],
+    *,
+    system: str = "retriever",
+    baseline: str = "base",
+    metric: str = "ndcg@10",
+    tolerance: float = 0.01,
+) -> dict[str, Any]:
+    """Return {"headline", "certainty", "reasons"}: whether fine-tuning a part helped, and what it did elsewhere.
+
+    Args:
+        metrics: of metrics.json, with the comparisons of `system` with `baseline`.
+        decision: what the training stage decided on dev: ``kept`` (``tuned`` or ``base``) and ``reason``. Where it kept
+            the base, the two systems are the same, and there is nothing to tell of them.
+        system: the tuned system, named after the part that was tuned.
+        metric: the measure by which the part is judged: its gain on test, its loss on ood.
+        tolerance: mean loss on ood that is taken into account without warning.
     """
-    reasons: list[str] = []
-    for split, values in metrics["systems"][system].items():
-        for metric, sentence in _SENTENCES.items():
-            entry = values.get(metric)
-            if entry is not None and entry["mean"] is not None:
-                reasons.append(f"{split}: {sentence.format(value=entry['mean'])} {_evidence(entry)}.")
+    found: dict[tuple[str, str], _Entry] = {
+        (entry["split"], entry["metric"]): entry
+        for entry in metrics["comparisons"]
+        if (entry["baseline"], entry["system"]) == (baseline, system) and entry["ci"] is not None
+    }
+    chosen = f"Decided on dev: {decision['reason'].rstrip('.')}."
+    if decision["kept"] == "base":
+        return _not_kept(system, baseline, chosen)
+    name = _NAMES.get(metric, metric)
+    main, ood = found.get(("test", metric)), found.get(("ood", metric))
+    headline = _headline(main, name, system)
+    if ood and _lost_too_much(ood, tolerance):
+        headline += f"; on ood it lost {_amount(ood)}, more than the {tolerance:.3f} that is tolerated"
+    downstream = [(words, found.get(("test", measure))) for measure, words in DOWNSTREAM.items()]
     return {
-        "headline": "This is the baseline: measured, nothing tuned yet.",
-        "reasons": reasons,
+        "headline": f"{headline}.",
+        "certainty": _certainty(main, list(found.values()), metrics["comparisons"]),
+        "reasons": [
+            chosen,
+            f"On test, {_went(main, name, metrics)}.",
+            f"On ood, {_went(ood, name, metrics)}{_within(ood, tolerance)}.",
+            *(f"Downstream, on test, {_went(entry, words, metrics)}." for words, entry in downstream),
+        ],
     }
 
 
-_SENTENCES = {
-    "recall@5": "the five best passages hold {value:.0%} of the gold passages",
-    "context_recall": "the generator is shown {value:.0%} of what an answer needs",
-    "answer_f1": "answers share {value:.2f} of their words with the references (token F1)",
-    "refusal": "the choice to answer or to refuse is right for {value:.0%} of the questions",
-    "format": "{value:.0%} of the answers keep the house style",
-}
+def _direction(entry: _Entry) -> int:
+    """Return 1 for a clear gain, -1 for a clear loss, else 0.
+
+    Clear means that the interval excludes 0 and the randomization test gives p < .05: over a handful of questions the
+    bootstrap's interval alone is too narrow.
+    """
+    low, high = entry["ci"]
+    return 0 if entry["p_value"] >= SIGNIFICANT else int(low > 0) - int(high < 0)
 
 
-def _evidence(entry: dict[str, Any]) -> str:
-    interval = f"95 % interval {entry['ci'][0]:.2f} to {entry['ci'][1]:.2f}, " if entry["ci"] else ""
-    return f"({interval}{entry['scored']} of {entry['n']} questions scored)"
+def _headline(main: _Entry | None, name: str, system: str) -> str:
+    tuning = f"fine-tuning the {system}"
+    if main is None:
+        return f"Whether {tuning} helped cannot be told: fewer than two questions of test have {name} for both systems"
+    if _direction(main) > 0:
+        return f"{tuning.capitalize()} raised {name} on test by {_amount(main)}"
+    if _direction(main) < 0:
+        return f"Keep the base: {tuning} lowered {name} on test by {_amount(main)}"
+    return f"Keep the base: {tuning} made no clear difference to {name} on test ({_signed(main)})"
+
+
+def _not_kept(system: str, baseline: str, chosen: str) -> dict[str, Any]:
+    return {
+        "headline": f"Keep the base: fine-tuning the {system} did not pass its checks on dev.",
+        "certainty": "Nothing was tested: dev decides, and nothing was left for test to confirm.",
+        "reasons": [chosen, f"So the system '{system}' is the same as '{baseline}' in this report."],
+    }
+
+
+def _certainty(main: _Entry | None, found: Sequence[_Entry], family: Sequence[_Entry]) -> str:
+    if main is None:
+        return "Nothing was tested."
+    signs = [_direction(entry) for entry in found if entry["p_holm"] < SIGNIFICANT]
+    tested = sum(entry["p_value"] is not None for entry in family)
+    return (
+        f"{main['n']} questions, paired: randomization test {_p(main['p_value'])}, {_p(main['p_holm'])} after Holm's "
+        f"correction for {tested} comparisons. After it, {signs.count(1)} of {len(found)} measures over the splits are "
+        f"clearly better and {signs.count(-1)} clearly worse."
+    )
+
+
+def _went(entry: _Entry | None, name: str, metrics: Mapping[str, Any]) -> str:
+    if entry is None:
+        return f"{name} was scored for both systems on fewer than two questions"
+    before, after = (
+        metrics["systems"][entry[role]][entry["split"]][entry["metric"]]["mean"] for role in ("baseline", "system")
+    )
+    judged = {1: "a clear gain", -1: "a clear loss", 0: "no clear difference"}[_direction(entry)]
+    return f"{name} went from {before:.3f} to {after:.3f}: {_signed(entry)}, {judged}, n = {entry['n']}"
+
+
+def _lost_too_much(entry: _Entry, tolerance: float) -> bool:
+    return _direction(entry) < 0 and entry["difference"] < -tolerance
+
+
+def _within(entry: _Entry | None, tolerance: float) -> str:
+    if entry is None or _direction(entry) > 0:
+        return ""
+    if _lost_too_much(entry, tolerance):
+        return f"; the loss is more than the {tolerance:.3f} that is tolerated"
+    if entry["ci"][0] >= -tolerance:
+        return f"; at most the tolerated {tolerance:.3f} is lost"
+    return f"; whether more than the tolerated {tolerance:.3f} is lost cannot be told"
+
+
+def _amount(entry: _Entry) -> str:
+    """Return how far a metric rose or fell, without a sign."""
+    low, high = sorted(map(abs, entry["ci"]))
+    return f"{abs(entry['difference']):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _signed(entry: _Entry) -> str:
+    # Adding 0 makes a rounded -0.0 positive.
+    middle, low, high = (round(value, 3) + 0.0 for value in (entry["difference"], *entry["ci"]))
+    return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"

@@ -11,28 +11,36 @@ from ragbench.files import write_text
 from ragbench.workbench.project import STAGES
 from ragbench.workbench.reports import TEMPLATES, shortened
 from ragbench.workbench.stages import META, read_meta
-from ragbench.workbench.tables import fill, metrics_rows
+from ragbench.workbench.tables import comparison_rows, fill, metrics_rows
 
 AUDIT, EVALUATION, FINDINGS = "01_audit", "06_evaluation", "findings.json"
+PLOTS = ("differences", "metrics")
+"""Images of the evaluation, of which an older run may lack the first."""
 
 
 def write_index(run: Path) -> Path:
     """Write index.html from the stages that are complete; return its path.
 
-    Shows the verdict, what the audit advises, the table and the plot of the evaluation, links to the stage reports, and
-    what is needed to get the same results again: parameters, versions, hashes.
+    Shows the verdict, the paired comparisons, what the audit advises, the metrics of every system, links to the stage
+    reports, and what is needed to get the same results again: parameters, versions, hashes.
     """
     metas = {stage: read_meta(run / stage) for stage in STAGES if (run / stage / META).is_file()}
     verdict: dict[str, Any] = {"headline": "The evaluation has not run yet.", "reasons": []}
     columns: list[tuple[str, str]] = []
     rows: list[tuple[str, list[str]]] = []
-    plot = ""
+    comparisons: list[list[str]] = []
+    plots: dict[str, str] = {}
     if EVALUATION in metas:
         folder = run / EVALUATION
         verdict = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         columns, rows = metrics_rows(metrics["systems"])
-        plot = base64.b64encode((folder / "metrics.png").read_bytes()).decode()
+        comparisons = comparison_rows(metrics)
+        plots = {
+            name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+            for name in PLOTS
+            if (folder / f"{name}.png").is_file()
+        }
     audit: dict[str, Any] = {}
     if AUDIT in metas and FINDINGS in metas[AUDIT]["outputs"]:
         audit = json.loads((run / AUDIT / FINDINGS).read_text(encoding="utf-8"))
@@ -45,7 +53,8 @@ def write_index(run: Path) -> Path:
         audit=audit,
         columns=columns,
         rows=rows,
-        plot=plot,
+        comparisons=comparisons,
+        plots=plots,
         stages=[(stage, metas.get(stage), (run / stage / "report.html").is_file()) for stage in STAGES],
         parameters=yaml.safe_dump(
             {key: shortened(value) for meta in metas.values() for key, value in meta["parameters"].items()},

@@ -43,20 +43,83 @@ def metric_intervals(table: pd.DataFrame, by: str = "split", ax: Axes | None = N
 
     `table` has columns metric, mean, low, high and `by`.
     """
-    metrics = list(dict.fromkeys(table["metric"]))
-    groups = list(dict.fromkeys(table[by]))
-    ax = _axes(ax, 7.5, 0.6 + 0.36 * len(metrics))
-    for number, group in enumerate(groups):
-        part = table[table[by] == group]
-        shift = (number - (len(groups) - 1) / 2) * 0.22
-        y = np.array([metrics.index(metric) for metric in part["metric"]]) + shift
-        ax.hlines(y, part["low"], part["high"], color=COLOURS[number % len(COLOURS)], linewidth=2.2, alpha=0.55)
-        ax.plot(part["mean"], y, "o", color=COLOURS[number % len(COLOURS)], markersize=5, label=group)
-    ax.set_yticks(range(len(metrics)), metrics)
-    ax.set_ylim(len(metrics) - 0.5, -0.5)
+    ax = _intervals(table, "mean", by, ax)
     ax.set_xlim(0, 1)
     ax.set_xlabel("mean over questions, with 95 % interval")
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def differences(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw paired differences with their 95 % intervals around a line at 0, a row a metric and a colour a split.
+
+    `table` has columns metric, split, difference, low, high.
+    """
+    ax = _intervals(table, "difference", "split", ax)
+    ax.axvline(0, color="#1b1f24", linewidth=1, zorder=1)
+    ax.set_xlabel("mean paired difference, with 95 % interval; better to the right of 0")
+    return ax
+
+
+def _intervals(table: pd.DataFrame, value: str, by: str, ax: Axes | None) -> Axes:
+    metrics = list(dict.fromkeys(table["metric"]))
+    groups = list(dict.fromkeys(table[by]))
+    ax = _axes(ax, 7.5, 0.6 + max(0.36, 0.15 * len(groups)) * len(metrics))
+    step = min(0.22, 0.8 / max(len(groups), 1))
+    for number, group in enumerate(groups):
+        part = table[table[by] == group]
+        shift = (number - (len(groups) - 1) / 2) * step
+        y = np.array([metrics.index(metric) for metric in part["metric"]]) + shift
+        ax.hlines(y, part["low"], part["high"], color=COLOURS[number % len(COLOURS)], linewidth=2.2, alpha=0.55)
+        ax.plot(part[value], y, "o", color=COLOURS[number % len(COLOURS)], markersize=5, label=group, clip_on=False)
+    ax.set_yticks(range(len(metrics)), metrics)
+    ax.set_ylim(max(len(metrics), 1) - 0.5, -0.5)
+    if groups:
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def before_after(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw each question's score after over its score before; above the diagonal is better.
+
+    `table` has columns before, after; questions without both are left out. Points that fall together are darker.
+    """
+    ax = _pairs(table.dropna(subset=["before", "after"]), 1, ax)
+    ax.plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, zorder=1)
+    ax.set_xlim(-0.03, 1.03)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("before")
+    ax.set_ylabel("after")
+    return ax
+
+
+def rank_shift(table: pd.DataFrame, depth: int, ax: Axes | None = None) -> Axes:
+    """Draw each question's best gold rank after over the one before, both logarithmic; below the diagonal is better.
+
+    `table` has columns before, after, of which missing ones are drawn beyond the `depth` of the run.
+    """
+    beyond = 2 * depth
+    ranks = table[["before", "after"]].astype("Float64").fillna(beyond).astype(float)
+    ax = _pairs(ranks, -1, ax)
+    ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000) if tick <= depth]
+    ax.plot([1, beyond], [1, beyond], color="#8a8f98", linewidth=1, zorder=1)
+    for axis, name in ((ax.xaxis, "before"), (ax.yaxis, "after")):
+        axis.set_label_text(f"rank of the best gold passage {name}")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    for set_ticks in (ax.set_xticks, ax.set_yticks):
+        set_ticks([*ticks, beyond], [*map(str, ticks), f"> {depth}"])
+        set_ticks([], minor=True)
+    return ax
+
+
+def _pairs(table: pd.DataFrame, better: int, ax: Axes | None) -> Axes:
+    ax = _axes(ax, 4.6, 4.4)
+    ax.plot(table["before"], table["after"], "o", color=COLOURS[0], alpha=0.35, markersize=6, markeredgewidth=0)
+    ax.set_aspect("equal", adjustable="box")
+    moved = np.sign(table["after"] - table["before"])
+    words = {better: "better", -better: "worse", 0: "unchanged"}
+    counts = [f"{int((moved == sign).sum())} {word}" for sign, word in words.items()]
+    ax.set_title(" · ".join(counts), loc="left", fontsize=10)
     return ax
 
 
@@ -94,6 +157,47 @@ def funnel(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, max(int(table["n"].max()), 1) * 1.12)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("questions for which everything needed got this far")
+    return ax
+
+
+def filter_steps(table: pd.DataFrame, label: str, ax: Axes | None = None) -> Axes:
+    """Draw how many are left after each filter. `table` has columns step, left."""
+    ax = _axes(ax, 7.5, 0.7 + 0.34 * len(table))
+    bars = ax.barh(table["step"], table["left"], color=COLOURS[0], height=0.65)
+    ax.bar_label(bars, padding=4, fontsize=9)
+    ax.invert_yaxis()
+    ax.set_xlim(0, max(int(table["left"].max()), 1) * 1.12)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(label)
+    return ax
+
+
+def outcomes(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw what became of the candidates for hard negatives. `table` has columns outcome, candidates."""
+    ax = filter_steps(table.rename(columns={"outcome": "step", "candidates": "left"}), "candidates", ax)
+    ax.patches[0].set_color(COLOURS[1])
+    return ax
+
+
+def training_curves(log: pd.DataFrame, base_dev: float, ax: Axes | None = None) -> Axes:
+    """Draw the loss of every step and, on an axis of its own, nDCG@10 on dev with the base model's as a line.
+
+    `log` has columns step, loss, dev.
+    """
+    ax = _axes(ax, 7.5, 2.8)
+    losses = log.dropna(subset=["loss"])
+    ax.plot(losses["step"], losses["loss"], color=COLOURS[3], label="loss")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss")
+    dev = log.dropna(subset=["dev"])
+    right = ax.twinx()
+    right.plot([0, *dev["step"]], [base_dev, *dev["dev"]], "o-", color=COLOURS[0], label="nDCG@10 on dev")
+    right.axhline(base_dev, color=COLOURS[0], linewidth=1, linestyle=":")
+    right.set_ylabel("nDCG@10 on dev's passages")
+    right.grid(visible=False)
+    right.spines["right"].set_visible(True)
+    handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    ax.legend(handles, ["loss", "nDCG@10 on dev"], frameon=False, loc="upper left", bbox_to_anchor=(1.12, 1))
     return ax
 
 

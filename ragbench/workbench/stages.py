@@ -31,6 +31,8 @@ _LIBRARIES = (
     "ragas",
     "ir-measures",
     "bm25s",
+    "faiss-cpu",
+    "faiss-gpu",
     "peft",
     "trl",
     "papermill",
@@ -86,13 +88,31 @@ class Stage:
         self.inputs[f"{stage}/{filename}"] = meta["outputs"][filename]
         return path
 
-    def finish(self) -> Path:
-        """Write meta.json and put the folder in its place; return it."""
-        outputs = {
+    def read_folder(self, stage: str, folder: str) -> Path:
+        """Return the path of a folder that an earlier stage wrote, such as a model; every file in it becomes an input.
+
+        Raises:
+            RagbenchError: as `read`, or the stage wrote nothing there.
+        """
+        place = self.run / stage / folder
+        names = [name for name in read_meta(self.run / stage)["outputs"] if name.startswith(f"{folder}/")]
+        if not names:
+            raise RagbenchError(f"{place} is no folder that {stage} wrote. Run notebooks/{stage}.ipynb again.")
+        for name in names:
+            self.read(stage, name)
+        return place
+
+    def written(self) -> dict[str, str]:
+        """Return the SHA-256 of every file that the stage has written so far, by its name within the folder."""
+        return {
             path.relative_to(self.folder).as_posix(): sha256_file(path)
             for path in sorted(self.folder.rglob("*"))
             if path.is_file() and path.name != META
         }
+
+    def finish(self) -> Path:
+        """Write meta.json and put the folder in its place; return it."""
+        outputs = self.written()
         meta = {
             "stage": self.name,
             "parameters": self.parameters,

@@ -71,6 +71,80 @@ def metrics_table(systems: Mapping[str, Any]) -> HTML:
     return HTML(fill("metrics.html.j2", columns=columns, rows=rows))
 
 
+def tidy_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Turn the ``comparisons`` of a metrics.json into columns split, metric, difference, low, high, n."""
+    rows = [
+        (entry["split"], entry["metric"], entry["difference"], *(entry["ci"] or (None, None)), entry["n"])
+        for entry in comparisons
+    ]
+    table = pd.DataFrame(rows, columns=["split", "metric", "difference", "low", "high", "n"])
+    return table.astype(dict.fromkeys(["difference", "low", "high"], float))
+
+
+def comparison_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """Return the cells of each paired comparison of a metrics.json; none where it has none.
+
+    split, metric, the two means, difference with its interval, p, p after Holm, n, and ``better``, ``worse`` or ``–``:
+    a difference whose interval excludes 0 and whose p is below .05.
+    """
+    return [
+        [
+            entry["split"],
+            entry["metric"],
+            *(
+                f"{entry[role]} {_mean_cell(metrics['systems'], entry[role], entry['split'], entry['metric'])}"
+                for role in ("baseline", "system")
+            ),
+            _difference_cell(entry),
+            _p_cell(entry["p_value"]),
+            _p_cell(entry["p_holm"]),
+            str(entry["n"]),
+            _reading(entry),
+        ]
+        for entry in metrics.get("comparisons", [])
+    ]
+
+
+def _mean_cell(systems: Mapping[str, Any], system: str, split: str, metric: str) -> str:
+    mean = systems.get(system, {}).get(split, {}).get(metric, {}).get("mean")
+    return "–" if mean is None else f"{mean:.3f}"
+
+
+def _difference_cell(entry: Mapping[str, Any]) -> str:
+    if entry["difference"] is None:
+        return "–"
+    # Adding 0 makes a rounded -0.0 positive.
+    middle, *ends = (f"{round(value, 3) + 0.0:+.3f}" for value in (entry["difference"], *(entry["ci"] or ())))
+    return f"{middle} [{', '.join(ends)}]" if ends else middle
+
+
+def _p_cell(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _reading(entry: Mapping[str, Any]) -> str:
+    # Over a handful of questions the bootstrap's interval alone is too narrow.
+    if entry["ci"] is None or entry["p_value"] >= 0.05:
+        return "–"
+    return "better" if entry["ci"][0] > 0 else "worse" if entry["ci"][1] < 0 else "–"
+
+
+def comparison_table(metrics: Mapping[str, Any]) -> HTML:
+    """Show the paired comparisons of a metrics.json, and in words which differences are clear."""
+    return HTML(fill("comparisons.html.j2", comparisons=comparison_rows(metrics)))
+
+
+def change_list(changes: Sequence[Any], metric: str, systems: tuple[str, str]) -> HTML:
+    """Show questions (`evaluation.comparison.Change`) to open one by one: what two systems found and answered.
+
+    Args:
+        systems: names of the systems before and after.
+    """
+    return HTML(fill("changes.html.j2", changes=changes, metric=metric, systems=systems))
+
+
 def bullet_list(headline: str, items: Sequence[str]) -> HTML:
     """Show a headline and sentences below it."""
     return HTML(fill("bullets.html.j2", headline=headline, items=items))

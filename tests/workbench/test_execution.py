@@ -13,7 +13,7 @@ from ragbench.workbench.params import declared
 from ragbench.workbench.project import STAGES, notebook_path
 from ragbench.workbench.stages import read_meta
 
-FIRST, SECOND = STAGES
+FIRST, SECOND = BOTH = STAGES[0], STAGES[-1]
 SECRET = "sk-verysecret-1234567"
 SHARED = 'run: str = "runs/x"  # folder of the experiment\nseed: int = 1  # seed\n'
 FIRST_CELLS = [
@@ -51,7 +51,9 @@ def edit(root: Path, stage: str, cell: int, source: str) -> None:
 
 
 def experiment(root: Path, **values) -> Experiment:
-    return Experiment(root, root / "runs/x", declared(root), values, {"collection": sha256_file(root / "data.txt")})
+    return Experiment(
+        root, root / "runs/x", declared(root, BOTH), values, {"collection": sha256_file(root / "data.txt")}
+    )
 
 
 def names(folder: Path) -> set[str]:
@@ -68,7 +70,7 @@ def once_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MY_API_KEY", SECRET)
         patch.setenv("RAGBENCH_CACHE", str(root.parent / "the-cache"))
-        ran = run_experiment(experiment(root))
+        ran = run_experiment(experiment(root), BOTH)
     return root, ran
 
 
@@ -120,39 +122,39 @@ def test_progress_and_warnings_stay_in_the_notebook_and_out_of_the_page(once_run
 
 def test_a_second_run_executes_nothing(project):
     before = {path: path.stat().st_mtime_ns for path in (project / "runs/x").rglob("*.*") if path.name != ".lock"}
-    assert run_experiment(experiment(project)) == []
+    assert run_experiment(experiment(project), BOTH) == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_changed_parameter_runs_again_only_the_stage_that_uses_it(project):
-    assert run_experiment(experiment(project, extra=2)) == [SECOND]
+    assert run_experiment(experiment(project, extra=2), BOTH) == [SECOND]
     assert (project / "runs/x" / SECOND / "b.txt").read_text() == "xxx 2"
     assert why_stale(experiment(project), SECOND) == "other parameters (extra)"
 
 
 def test_a_changed_result_runs_the_stages_again_that_read_it(project):
-    assert run_experiment(experiment(project, size=4)) == [FIRST, SECOND]
+    assert run_experiment(experiment(project, size=4), BOTH) == [FIRST, SECOND]
     assert (project / "runs/x" / SECOND / "b.txt").read_text() == "xxxx 1"
 
 
 def test_an_edited_notebook_runs_again(project):
     edit(project, SECOND, -1, "(stage.folder / 'b.txt').write_text('edited')\nstage.finish();")
     assert why_stale(experiment(project), FIRST) is None
-    assert run_experiment(experiment(project)) == [SECOND]
+    assert run_experiment(experiment(project), BOTH) == [SECOND]
     assert (project / "runs/x" / SECOND / "b.txt").read_text() == "edited"
 
 
 def test_a_changed_input_from_outside_runs_again_only_what_it_changes(project):
     (project / "data.txt").write_text("other data")
     assert why_stale(experiment(project), FIRST) == "another collection"
-    assert run_experiment(experiment(project)) == [FIRST]
-    assert run_experiment(experiment(project)) == []
+    assert run_experiment(experiment(project), BOTH) == [FIRST]
+    assert run_experiment(experiment(project), BOTH) == []
 
 
 def test_a_failing_cell_stops_the_run_and_running_again_resumes_there(project):
     run = project / "runs/x"
     with pytest.raises(StageFailed) as error:
-        run_experiment(experiment(project, how="badly"))
+        run_experiment(experiment(project, how="badly"), BOTH)
     message = str(error.value)
     assert f"notebooks/{SECOND}.ipynb failed in cell 6 " in message  # as counted in that file
     assert "ValueError: no good" in message
@@ -162,7 +164,7 @@ def test_a_failing_cell_stops_the_run_and_running_again_resumes_there(project):
     failed = nbformat.read(run / f"{SECOND}.failed.ipynb", as_version=4)
     assert any(output.get("ename") == "ValueError" for cell in failed.cells for output in cell.get("outputs", []))
     assert SECRET not in (run / f"{SECOND}.failed.ipynb").read_text()
-    assert run_experiment(experiment(project, how="well at last")) == [SECOND]
+    assert run_experiment(experiment(project, how="well at last"), BOTH) == [SECOND]
     assert names(run) == {FIRST, SECOND}
 
 
@@ -170,7 +172,7 @@ def test_stages_after_a_failing_one_do_not_run_and_its_copy_names_no_folder_outs
     edit(project, FIRST, -2, "1 / 0")
     elsewhere = replace(experiment(project), run=tmp_path / "elsewhere" / "deep")
     with pytest.raises(StageFailed, match=rf"{FIRST}\.ipynb failed in cell 5 .*ZeroDivisionError: division by zero"):
-        run_experiment(elsewhere)
+        run_experiment(elsewhere, BOTH)
     assert names(elsewhere.run) == {f"{FIRST}.partial", f"{FIRST}.failed.ipynb"}
     assert why_stale(elsewhere, FIRST) == "interrupted"
     assert why_stale(elsewhere, SECOND) == "not run yet"
@@ -179,7 +181,7 @@ def test_stages_after_a_failing_one_do_not_run_and_its_copy_names_no_folder_outs
 
 def test_a_process_that_dies_is_reported_and_what_it_showed_is_kept(project):
     with pytest.raises(StageFailed, match=rf"{SECOND}\.ipynb.*process died.*memory.*{SECOND}\.failed\.ipynb"):
-        run_experiment(experiment(project, how="dead"))
+        run_experiment(experiment(project, how="dead"), BOTH)
     failed = nbformat.read(project / "runs/x" / f"{SECOND}.failed.ipynb", as_version=4)
     assert failed.cells[0].source == SECOND_CELLS[0]
     assert f"{SECOND}.running.ipynb" not in names(project / "runs/x")
@@ -195,7 +197,7 @@ def test_a_second_run_at_the_same_time_is_refused(project):
         "(stage.folder / 'b.txt').write_text(said)\nstage.finish();"
     )
     edit(project, SECOND, -1, second_run)
-    assert run_experiment(experiment(project)) == [SECOND]
+    assert run_experiment(experiment(project), BOTH) == [SECOND]
     said = (project / "runs/x" / SECOND / "b.txt").read_text()
     assert said == f"Another `ragbench run` is working on {project / 'runs/x'}. Wait for it, or stop it."
 
@@ -203,7 +205,7 @@ def test_a_second_run_at_the_same_time_is_refused(project):
 def test_a_result_changed_by_hand_is_an_error_that_names_it(project):
     (project / "runs/x" / FIRST / "a.txt").write_text("yyy")
     with pytest.raises(RagbenchError, match=rf"{FIRST}/a\.txt has changed"):
-        run_experiment(experiment(project))
+        run_experiment(experiment(project), BOTH)
 
 
 @pytest.mark.parametrize("report", ["report.ipynb", "report.html"])
@@ -221,3 +223,29 @@ def test_a_stage_whose_earlier_stage_is_gone_is_not_complete(project):
 def test_a_notebook_that_gained_a_parameter_is_not_complete(project):
     edit(project, FIRST, 0, FIRST_CELLS[0] + '\nname: str = "n"  # a name')
     assert why_stale(experiment(project), FIRST) == "other parameters (name)"
+
+
+def test_only_the_named_stages_run_in_the_order_of_the_chain(project):
+    assert run_experiment(experiment(project, size=4), [FIRST]) == [FIRST]
+    assert why_stale(experiment(project, size=4), SECOND) == f"another {FIRST}/a.txt"
+    assert run_experiment(experiment(project, size=5), [SECOND, FIRST]) == [FIRST, SECOND]
+    assert (project / "runs/x" / SECOND / "b.txt").read_text() == "xxxxx 1"
+
+
+def test_all_stages_run_if_none_is_named(project):
+    edit(project, FIRST, -1, "raise SystemError('the first')")
+    with pytest.raises(StageFailed, match="the first"):
+        run_experiment(experiment(project))
+
+
+def test_a_stage_alone_whose_earlier_stage_is_missing_names_the_notebook_to_run(project):
+    shutil.rmtree(project / "runs/x" / FIRST)
+    with pytest.raises(StageFailed, match=rf"{SECOND}\.ipynb failed .*notebooks/{FIRST}\.ipynb"):
+        run_experiment(experiment(project), [SECOND])
+
+
+def test_an_unknown_stage_is_an_error_that_lists_them_before_anything_runs(project, tmp_path):
+    elsewhere = replace(experiment(project), run=tmp_path / "elsewhere")
+    with pytest.raises(RagbenchError, match=f"no stage '04_typo'; there are: {', '.join(STAGES)}"):
+        run_experiment(elsewhere, [FIRST, "04_typo"])
+    assert not elsewhere.run.exists()

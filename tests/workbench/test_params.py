@@ -72,7 +72,7 @@ def test_a_name_that_two_notebooks_declare_differently_is_an_error(tmp_path, oth
     write_notebook(tmp_path / "notebooks" / "01_audit.ipynb", "seed: int = 13  # where randomness starts")
     write_notebook(tmp_path / "notebooks" / "06_evaluation.ipynb", other)
     with pytest.raises(RagbenchError, match=r"'seed' is declared differently in 01_audit and 06_evaluation"):
-        declared(tmp_path)
+        declared(tmp_path, ["01_audit", "06_evaluation"])
 
 
 @pytest.mark.parametrize(

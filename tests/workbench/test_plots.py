@@ -30,6 +30,16 @@ SPLIT = pd.DataFrame(
     ],
     columns=["name", "text", "value", "low", "high"],
 )
+CHANGES = pd.DataFrame(
+    [
+        ("ndcg@10", "test", 0.08, 0.03, 0.13),
+        ("answer_f1", "test", -0.02, -0.05, 0.01),
+        ("ndcg@10", "ood", -0.01, -0.04, 0.02),
+    ],
+    columns=["metric", "split", "difference", "low", "high"],
+)
+SCORES = pd.DataFrame({"before": [0.0, 0.5, 1.0, 0.3, None, 0.2], "after": [1.0, 0.5, 0.2, 0.3, 0.4, None]})
+SHIFTS = pd.DataFrame({"before": [7, 1, None, 3, None], "after": [1, 30, 2, None, None]}, dtype=pd.Int64Dtype())
 STEPS = pd.DataFrame({"step": ["found", "shown", "cited"], "questions": [9, 6, 0], "n": [10, 10, 10]})
 
 
@@ -48,12 +58,24 @@ def bars(ax: Axes) -> dict[str, float]:
     "draw",
     [
         lambda ax: plots.metric_intervals(METRICS, ax=ax),
+        lambda ax: plots.differences(CHANGES, ax=ax),
+        lambda ax: plots.before_after(SCORES, ax=ax),
+        lambda ax: plots.rank_shift(SHIFTS, 100, ax=ax),
         lambda ax: plots.gold_ranks(RANKS, 100, ax=ax),
         lambda ax: plots.funnel(STEPS, ax=ax),
         lambda ax: plots.error_split(SPLIT, ax=ax),
         lambda ax: plots.lengths(np.array([10, 200, 3000]), "characters", ax=ax),
     ],
-    ids=["metric_intervals", "gold_ranks", "funnel", "error_split", "lengths"],
+    ids=[
+        "metric_intervals",
+        "differences",
+        "before_after",
+        "rank_shift",
+        "gold_ranks",
+        "funnel",
+        "error_split",
+        "lengths",
+    ],
 )
 def test_a_plot_draws_into_the_axes_it_is_given_or_makes_its_own(draw):
     _, (left, right) = plt.subplots(1, 2)
@@ -98,6 +120,60 @@ def test_metric_intervals_tells_more_groups_apart_than_it_has_colours():
     assert len(ax.lines) == 6
     assert len({float(line.get_ydata()[0]) for line in ax.lines}) == 6
     assert all(abs(line.get_ydata()[0]) <= 0.55 for line in ax.lines)
+
+
+def test_differences_draws_every_split_in_its_colour_around_a_line_at_0():
+    ax = plots.differences(CHANGES)
+    test, ood, zero = ax.lines
+    assert [line.get_label() for line in (test, ood)] == ["test", "ood"]
+    assert [list(line.get_xdata()) for line in (test, ood)] == [[0.08, -0.02], [-0.01]]
+    assert test.get_color() != ood.get_color()
+    assert list(zero.get_xdata()) == [0, 0]
+    ends = [segment[:, 0].tolist() for lines in ax.collections for segment in lines.get_segments()]
+    assert ends == [[0.03, 0.13], [-0.05, 0.01], [-0.04, 0.02]]
+    low, high = ax.get_xlim()
+    assert low < -0.05 and high > 0.13
+
+
+def test_differences_draws_what_could_not_be_compared_as_nothing():
+    empty = CHANGES.assign(difference=np.nan, low=np.nan, high=np.nan)
+    assert np.isnan(plots.differences(empty).lines[0].get_xdata()).all()
+    assert [list(line.get_xdata()) for line in plots.differences(CHANGES.iloc[:0]).lines] == [[0, 0]]
+
+
+def test_before_after_draws_a_point_for_every_pair_and_the_diagonal():
+    ax = plots.before_after(SCORES)
+    points, diagonal = ax.lines
+    assert list(zip(*points.get_data(), strict=True)) == [(0.0, 1.0), (0.5, 0.5), (1.0, 0.2), (0.3, 0.3)]
+    assert (list(diagonal.get_xdata()), list(diagonal.get_ydata())) == ([0, 1], [0, 1])
+    assert points.get_alpha() < 1
+    assert ax.get_xlim() == ax.get_ylim()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("before", "after")
+    assert ax.get_title(loc="left") == "1 better · 1 worse · 2 unchanged"
+
+
+def test_rank_shift_draws_what_was_not_found_beyond_the_depth_on_logarithmic_axes():
+    ax = plots.rank_shift(SHIFTS, 100)
+    points, diagonal = ax.lines
+    beyond = 200
+    assert list(zip(*points.get_data(), strict=True)) == [
+        (7, 1), (1, 30), (beyond, 2), (3, beyond), (beyond, beyond),
+    ]  # fmt: skip
+    assert list(diagonal.get_xdata()) == list(diagonal.get_ydata()) == [1, beyond]
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["1", "3", "10", "30", "100", "> 100"]
+    assert ax.get_title(loc="left") == "2 better · 2 worse · 1 unchanged"
+    assert "before" in ax.get_xlabel() and "after" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    "draw", [plots.before_after, lambda table: plots.rank_shift(table.astype("Int64"), 10)], ids=["scores", "ranks"]
+)
+def test_plots_of_pairs_draw_a_split_without_questions(draw):
+    ax = draw(SCORES.iloc[:0])
+    assert not len(ax.lines[0].get_xdata())
+    assert ax.get_title(loc="left") == "0 better · 0 worse · 0 unchanged"
 
 
 def test_gold_ranks_counts_questions_in_growing_ranges():

@@ -22,7 +22,7 @@ from ragbench.workbench.reports import render, render_again, save_report, scrub_
 from ragbench.workbench.stages import begin_stage
 from ragbench.workbench.tables import plain_table
 
-FIRST, SECOND = STAGES
+FIRST, SECOND = STAGES[0], STAGES[-1]
 EVIL = "<script>alert('&')</script>"
 METRICS = {"systems": {"base": {"test": {"ndcg@10": {"mean": 0.5, "ci": [0.4, 0.6], "n": 20, "scored": 18}}}}}
 PARAMETERS = 'run: str = "runs/x"  # r\nseed: int = 1  # s\nrate: float = 0.1  # rate\ncollection: str = "c"  # c'
@@ -283,6 +283,46 @@ def test_the_index_shows_what_the_audit_advises_as_text(run):
     assert "script" not in page.tags
     for expected in ("What the audit advises", EVIL + " advises", "Firm.", "What fails", EVIL + " fails"):
         assert expected in page.open_text
+
+
+def compared(run: Path) -> None:
+    """Add a tuned system, its comparison and the second plot to the evaluation of a run."""
+    systems = METRICS["systems"] | {
+        "retriever": {"test": {"ndcg@10": {"mean": 0.625, "ci": None, "n": 20, "scored": 20}}}
+    }
+    entry = {
+        "split": "test", "metric": "ndcg@10", "baseline": "base", "system": "retriever", "difference": 0.125,
+        "ci": [0.05, 0.2], "p_value": 0.01, "p_holm": 0.02, "n": 18,
+    }  # fmt: skip
+    folder = run / SECOND
+    (folder / "metrics.json").write_text(json.dumps({"systems": systems, "comparisons": [entry]}))
+    verdict = {"headline": "It rose.", "certainty": EVIL + " firm", "reasons": ["one"]}
+    (folder / "verdict.json").write_text(json.dumps(verdict))
+    (folder / "differences.png").write_bytes(png())
+
+
+def test_the_index_shows_before_and_after_with_the_paired_comparison(run):
+    compared(run)
+    page = Page(write_index(run).read_text())
+    assert "script" not in page.tags
+    text = page.open_text
+    for expected in ("It rose.", EVIL + " firm", "base 0.500", "retriever 0.625", "+0.125 [+0.050, +0.200]", "better"):
+        assert expected in text
+    assert text.index("It rose.") < text.index("Before and after") < text.index("base on test")
+    assert len(page.loads) == 2
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+
+
+def test_the_index_of_a_run_without_comparisons_shows_no_empty_table(run):
+    assert "Before and after" not in Page(write_index(run).read_text()).open_text
+
+
+def test_the_index_of_a_run_without_the_evaluation_shows_neither_table(run):
+    compared(run)
+    (run / SECOND / "meta.json").unlink()
+    text = Page(write_index(run).read_text()).open_text
+    assert "Before and after" not in text
+    assert "The evaluation has not run yet." in text
 
 
 def test_the_index_loads_only_its_plot_and_links_the_reports_that_are_there(run):

@@ -12,7 +12,7 @@ from ragbench.errors import RagbenchError
 from ragbench.workbench.project import STAGES, notebook_path, project_root
 from ragbench.workbench.stages import Stage, begin_stage, check_outputs, code_hash, library_versions, read_meta
 
-FIRST, SECOND = STAGES
+FIRST, SECOND = STAGES[0], STAGES[-1]
 REAL_PROJECT = Path(__file__).parents[2]
 RUN = 'run: str = "runs/x"  # folder of the experiment\n'
 
@@ -150,6 +150,47 @@ def test_a_file_that_the_stage_never_wrote_is_an_error(project):
     finished_first()
     with pytest.raises(RagbenchError, match=rf"b\.txt is no output of {FIRST}"):
         second().read(FIRST, "b.txt")
+
+
+def finished_model() -> Path:
+    stage = first()
+    for name in ("model/config.json", "model/1_Pooling/config.json", "model.txt", "other/model/x", "decision.json"):
+        (stage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (stage.folder / name).write_text(name)
+    return stage.finish()
+
+
+def test_a_later_stage_reads_a_folder_and_notes_the_hash_of_every_file_below_it(project):
+    place = finished_model()
+    stage = second()
+    assert stage.read_folder(FIRST, "model") == place / "model"
+    names = ("model/config.json", "model/1_Pooling/config.json")
+    assert stage.inputs == {f"{FIRST}/{name}": sha256(name.encode()) for name in names}
+
+
+def test_a_changed_or_missing_file_of_a_folder_is_an_error_that_names_it(project):
+    place = finished_model()
+    (place / "model" / "1_Pooling" / "config.json").write_text("other")
+    with pytest.raises(RagbenchError, match=rf"{FIRST}/model/1_Pooling/config\.json has changed"):
+        second().read_folder(FIRST, "model")
+    (place / "model" / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(RagbenchError, match=rf"{FIRST}/model/1_Pooling/config\.json is missing"):
+        second().read_folder(FIRST, "model")
+
+
+@pytest.mark.parametrize("folder", ["mod", "decision.json", "model/con", "elsewhere"])
+def test_a_folder_that_the_stage_never_wrote_names_the_notebook_to_run(project, folder):
+    finished_model()
+    with pytest.raises(RagbenchError, match=rf"{folder} is no folder that {FIRST} wrote.*notebooks/{FIRST}\.ipynb"):
+        second().read_folder(FIRST, folder)
+
+
+def test_a_folder_of_a_stage_that_has_not_run_or_ran_otherwise_names_the_notebook(project):
+    with pytest.raises(RagbenchError, match=rf"Run notebooks/{FIRST}\.ipynb first"):
+        second().read_folder(FIRST, "model")
+    finished_model()
+    with pytest.raises(RagbenchError, match=rf"seed = 2, but {FIRST} .*ran with 1"):
+        second(seed=2).read_folder(FIRST, "model")
 
 
 @pytest.mark.parametrize("text", ["", '{"stage": "01_audit"'])

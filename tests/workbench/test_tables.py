@@ -2,18 +2,24 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from ragbench.collection.schema import Passage, Query
 from ragbench.diagnosis.sign import Sign
 from ragbench.evaluation.cases import Case
+from ragbench.evaluation.comparison import Change
 from ragbench.generation.answers import Answer
 from ragbench.workbench.tables import (
     bullet_list,
     case_list,
+    change_list,
+    comparison_rows,
+    comparison_table,
     metrics_rows,
     metrics_table,
     plain_table,
     sign_list,
+    tidy_comparisons,
     tidy_metrics,
     verdict_box,
 )
@@ -39,15 +45,16 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.in_cell = tag in ("td", "th")
-        self.is_number = ("class", "number") in attrs
         if tag == "tr":
             self.rows.append([])
-        if self.in_cell:
+        if tag in ("td", "th"):
+            self.in_cell = True
+            self.is_number = ("class", "number") in attrs
             self.rows[-1].append("")
 
     def handle_endtag(self, tag):
-        self.in_cell = False
+        if tag in ("td", "th"):
+            self.in_cell = False
 
     def handle_data(self, data):
         self.text += data
@@ -143,6 +150,117 @@ def test_tidy_metrics_keeps_every_number_and_leaves_missing_ones_missing():
     assert tidy.iloc[0].tolist() == ["base", "dev", "ndcg@10", 0.25, 0.1, 0.4, 20, 18]
     assert tidy.iloc[1][["mean", "low", "high"]].isna().all()
     assert tidy.iloc[1][["n", "scored"]].tolist() == [20, 0]
+
+
+# Before and after
+
+
+def entry(difference=0.08, ci=(0.03, 0.13), p_value=0.004, p_holm=0.06, n=78, split="test", metric="ndcg@10"):
+    return {
+        "split": split, "metric": metric, "baseline": "base", "system": "retriever", "difference": difference,
+        "ci": ci and list(ci), "p_value": p_value, "p_holm": p_holm, "n": n,
+    }  # fmt: skip
+
+
+def compared(*entries):
+    systems = {
+        name: {"test": {"ndcg@10": FULL | {"mean": mean}}} for name, mean in (("base", 0.41), ("retriever", 0.49))
+    }
+    return {"systems": systems, "comparisons": list(entries)}
+
+
+def test_a_comparison_tells_both_means_the_difference_both_p_values_and_the_pairs():
+    assert comparison_rows(compared(entry())) == [
+        [
+            "test",
+            "ndcg@10",
+            "base 0.410",
+            "retriever 0.490",
+            "+0.080 [+0.030, +0.130]",
+            "0.004",
+            "0.060",
+            "78",
+            "better",
+        ]
+    ]
+    assert comparison_rows(compared(entry(p_value=0.0002, p_holm=0.00099)))[0][5:7] == ["< 0.001", "< 0.001"]
+
+
+@pytest.mark.parametrize(
+    ("ci", "p_value", "reading"),
+    [
+        ((0.001, 0.1), 0.04, "better"),
+        ((-0.1, -0.001), 0.04, "worse"),
+        ((0.0, 0.1), 0.04, "–"),
+        ((-0.1, 0.0), 0.04, "–"),
+        ((0.001, 0.1), 0.05, "–"),
+        ((-0.1, 0.1), 0.9, "–"),
+        (None, None, "–"),
+    ],
+)
+def test_a_difference_is_better_or_worse_only_if_interval_and_test_agree(ci, p_value, reading):
+    assert comparison_rows(compared(entry(ci=ci, p_value=p_value)))[0][-1] == reading
+
+
+def test_what_could_not_be_compared_is_a_dash():
+    unscored = entry(None, None, None, None, 0, "ood", "faithfulness")
+    assert comparison_rows(compared(unscored))[0][2:] == ["base –", "retriever –", "–", "–", "–", "0", "–"]
+    single = entry(0.5, None, None, None, 1)
+    assert comparison_rows(compared(single))[0][4] == "+0.500"
+    assert comparison_rows(compared(entry(-0.0001, (-0.0004, 0.0))))[0][4] == "+0.000 [+0.000, +0.000]"
+
+
+def test_a_run_without_comparisons_has_no_rows():
+    assert comparison_rows({"systems": {}}) == comparison_rows({"systems": {}, "comparisons": []}) == []
+
+
+def test_the_table_of_comparisons_marks_a_difference_in_words_and_escapes():
+    page = Page(comparison_table(compared(entry(), entry(ci=(-0.2, -0.1)), entry(metric=EVIL, p_value=0.5))).data)
+    assert [row[-1] for row in page.rows[1:]] == ["better", "worse", "–"]
+    assert page.rows[0][:4] == ["split", "metric", "before", "after"]
+    assert page.rows[3][1] == EVIL
+    assert "script" not in page.tags
+
+
+def test_tidy_comparisons_are_numbers_with_missing_ones_missing():
+    tidy = tidy_comparisons([entry(), entry(None, None, None, None, 0, "ood")])
+    assert tidy.iloc[0].tolist() == ["test", "ndcg@10", 0.08, 0.03, 0.13, 78]
+    assert tidy.iloc[1][["difference", "low", "high"]].isna().all()
+    assert all(tidy[column].dtype == float for column in ("difference", "low", "high"))
+    assert list(tidy_comparisons([]).columns) == ["split", "metric", "difference", "low", "high", "n"]
+
+
+def evil_change(values=(0.126, 1.0)) -> Change:
+    query = Query(EVIL + "1", EVIL + "2", answer=EVIL + "3", tags=(EVIL + "4",))
+    gold, old, new = (Passage(EVIL + mark, EVIL, EVIL + mark, "d") for mark in "567")
+    return Change(query, EVIL + "8", values, ((gold, 12, None),), (old, new), (EVIL + "9", EVIL + "0"))
+
+
+def test_a_change_shows_everything_of_the_question_as_text():
+    page = Page(change_list([evil_change()], "ndcg@10", (EVIL + "a", EVIL + "b")).data)
+    assert "script" not in page.tags
+    assert all(EVIL + mark in page.text for mark in "1234567890ab")
+
+
+def test_a_change_tells_values_ranks_and_which_system_said_and_found_what():
+    text = words(change_list([evil_change()], "ndcg@10", ("base", "retriever")).data)
+    assert "ndcg@10 0.13 → 1.00" in text
+    assert "rank 12 → not found" in text
+    for system, said, found in (("base", "9", "6"), ("retriever", "0", "7")):
+        assert f"{system} answered{EVIL}{said} best passage of {system}{EVIL}{found}" in text
+
+
+def test_a_change_without_answers_reference_or_passages_is_shown():
+    change = Change(Query("q", "Why?"), "test", (1.0, 0.0), (), (None, None), (None, None))
+    text = words(change_list([change], "ndcg@10", ("base", "retriever")).data)
+    assert text.count("(nothing)") == 2 and "(no reference)" in text
+    assert "None" not in text and "best passage" not in text
+
+
+def test_a_loss_stands_out_and_no_changes_are_said_to_be_none():
+    assert "tag bad" in change_list([evil_change((1.0, 0.0))], "m", ("a", "b")).data
+    assert "tag bad" not in change_list([evil_change()], "m", ("a", "b")).data
+    assert words(change_list([], "m", ("a", "b")).data) == "None."
 
 
 # The audit's verdict and signs
