@@ -37,7 +37,8 @@ def build_loss(
         matryoshka: dimensions at which the embedding should work too, cut to its first numbers; empty for none.
 
     Raises:
-        RagbenchError: the name is unknown, or a dimension is not below the model's.
+        RagbenchError: the name is unknown, the rows have too few or too many negatives for it, or the model has fewer
+            dimensions.
     """
     known: dict[str, Callable[[], nn.Module]] = {
         "shared": lambda: SharedPassagesLoss(model, dataset, scale),
@@ -51,6 +52,11 @@ def build_loss(
     }
     if name not in known:
         raise RagbenchError(f"retriever_loss '{name}' is unknown; use {', '.join(known)}.")
+    negatives = len(set(dataset.column_names) - {"anchor", "positive", "label"})
+    if name in FROM_TEACHER and not negatives:
+        raise RagbenchError(f"retriever_loss '{name}' learns an order of passages: set retriever_negatives above 0.")
+    if name == "gist" and negatives > 1:
+        raise RagbenchError(f"retriever_loss 'gist' takes 1 negative at most; retriever_negatives is {negatives}.")
     loss = known[name]()
     if not matryoshka:
         return loss

@@ -191,7 +191,8 @@ def test_short_texts_are_not_padded_to_the_longest(model, monkeypatch):
     assert shapes == [(1, 40), (3, 1)]
 
 
-def test_columns_of_other_widths_are_joined_on_the_side_that_is_padded(padding_left):
+def test_columns_of_other_widths_are_joined_on_the_side_that_is_padded(padding_left, monkeypatch):
+    monkeypatch.setattr(module, "CPU_BATCH_TOKENS", 12)
     rows = rows_of((WORDS[0], ONE), (WORDS[4], f"{TWO} {FOUR} {THREE}"), negatives=(WORDS[9], WORDS[8]))
     features = [padding_left.preprocess(rows[name]) for name in rows.column_names]
     usual = MultipleNegativesRankingLoss(padding_left, scale=20.0)(features, None)

@@ -109,6 +109,19 @@ def test_a_dimension_that_the_model_does_not_have_is_an_error(model, matryoshka)
         build_loss("mnr", model, rows_for("mnr"), matryoshka=matryoshka)
 
 
+@pytest.mark.parametrize("name", FROM_TEACHER)
+def test_an_order_of_passages_cannot_be_learned_from_one_passage(model, name):
+    rows = rows_for(name).remove_columns("negative_1")
+    with pytest.raises(RagbenchError, match=f"retriever_loss '{name}' .*set retriever_negatives above 0"):
+        build_loss(name, model, rows)
+
+
+def test_gist_takes_one_negative_at_most(model):
+    rows = rows_for("gist").add_column("negative_2", OTHERS)
+    with pytest.raises(RagbenchError, match="takes 1 negative at most; retriever_negatives is 2"):
+        build_loss("gist", model, rows)
+
+
 def test_an_unknown_loss_is_an_error_that_names_the_known_ones(model):
     with pytest.raises(RagbenchError, match=f"retriever_loss 'triplet' is unknown; use {', '.join(NAMES)}"):
         build_loss("triplet", model, rows_for("mnr"))
