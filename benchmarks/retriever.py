@@ -185,7 +185,10 @@ def main() -> None:
         questions = 40 if chosen.quick else chosen.questions
         for seed in seeds:
             for variant in chosen.variants:
-                row = measure(data, variant, questions, seed)
+                wanted = {"variant": variant, "wanted": questions, "seed": seed}
+                if any(wanted.items() <= row.items() for row in rows):
+                    continue
+                row = measure(data, variant, questions, seed) | wanted
                 print(row, flush=True)
                 rows.append(row)
                 with log.open("a") as file:
