@@ -395,6 +395,14 @@ def test_other_losses_train_too(tiny_encoder, recipe):
     assert not load_equal(tuned.folder, tiny_encoder)
 
 
+def test_the_librarys_losses_get_no_passage_twice_in_a_batch(tiny_encoder):
+    rows, evaluator = small(tiny_encoder)
+    twice = rows.select([0, 1] * 8)
+    tuned = tune(tiny_encoder, arguments(per_device_train_batch_size=2), (twice, evaluator), loss="mnr")
+    # Against its own copy a passage cannot win: such a batch has a loss of log 2 at least.
+    assert tuned.log["loss"].tail(24).max() < np.log(2)
+
+
 def test_a_last_batch_of_one_pair_is_no_fault(tiny_encoder):
     tuned = tune(tiny_encoder, few_steps(per_device_train_batch_size=17))
     assert tuned.log["loss"].tolist()[1] == tuned.log["grad_norm"].tolist()[1] == 0
