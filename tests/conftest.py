@@ -1,7 +1,11 @@
 """What the tests share: a cache of their own, tiny models built on the spot, small collections."""
 
+import json
 import os
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,6 +35,45 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def chat_server() -> Iterator[Callable[[Callable[[list[dict]], str | None]], tuple[str, list[dict]]]]:
+    """Return a function that starts a server of chat completions; it gives the base URL and the requests seen.
+
+    What it takes gets the messages and returns the reply, or None to refuse the prompt as too long.
+    """
+    servers: list[ThreadingHTTPServer] = []
+
+    def start(reply: Callable[[list[dict]], str | None]) -> tuple[str, list[dict]]:
+        requests: list[dict] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                text = reply(requests[-1]["messages"])
+                choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+                answer = {"id": "1", "object": "chat.completion", "choices": [choice]}
+                if text is None:
+                    answer = {"error": {"message": "This model's maximum context length is 200 tokens."}}
+                data = json.dumps(answer).encode()
+                self.send_response(400 if text is None else 200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/v1", requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")
@@ -117,8 +160,6 @@ def _seeded(build):
 @pytest.fixture
 def toy_folder(tmp_path: Path) -> Path:
     """Write a valid collection in the BEIR layout: four passages, three questions, splits train and test."""
-    import json
-
     folder = tmp_path / "toy"
     (folder / "qrels").mkdir(parents=True)
     passages = [

@@ -2,19 +2,22 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ragbench.collection.schema import Collection
+from ragbench.files import write_json, write_text
 from ragbench.training.dev import LABELLED, DevSet
 from ragbench.training.example_checks import Checked
 from ragbench.training.negatives import Mined
+from ragbench.training.pairs import Pair
 from ragbench.training.sources import Gathered
 
 
 def facts(
     collection: Collection,
     gathered: Gathered,
-    pairs: Sequence[Any],
+    pairs: Sequence[Pair],
     mined: Mined,
     dev: DevSet,
     checked: Checked,
@@ -74,6 +77,14 @@ def card(known: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
         "below, and no person has checked them. Documents with gold passages of dev, test or ood give no questions.\n\n"
         f"{text}\n"
     )
+
+
+def write_card(known: Mapping[str, Any], parameters: Mapping[str, Any], folder: Path) -> str:
+    """Write data_card.json and data_card.md; return the card's text."""
+    text = card(known, parameters)
+    write_json(folder / "data_card.json", known)
+    write_text(folder / "data_card.md", text)
+    return text
 
 
 def _list(entries: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from ragbench.collection.schema import Collection, Query, passages
+from ragbench.devices import choose_device
 from ragbench.errors import RagbenchError
 from ragbench.files import write_json
 from ragbench.retrieval.retrieve import Retriever, retrieve
@@ -16,7 +17,7 @@ from ragbench.training.pairs import Pair
 
 DEV, LABELLED, HELD_OUT = "dev", "labelled", "held out"
 HELD_OUT_SHARE = 0.1
-_BATCH = 8  # texts of one forward pass: on a CPU larger ones are slower
+_CPU_BATCH, _GPU_BATCH = 8, 128  # texts of one forward pass: on a CPU larger ones are slower
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class DevSet:
 def choose_dev(collection: Collection, pairs: Sequence[Pair], seed: int) -> tuple[DevSet, list[Pair]]:
     """Return the questions to choose by, and the pairs that are left to train with.
 
-    Without a dev split, the pairs of a tenth of the documents are held out: the labelled ones if there are any, else
-    those made from the corpus.
+    Without a dev split, the pairs of a tenth of the documents are held out: the labelled ones if they are of several
+    documents, else those made from the corpus too.
     """
     if DEV in collection.qrels:
         gold = {
@@ -61,10 +62,11 @@ def choose_dev(collection: Collection, pairs: Sequence[Pair], seed: int) -> tupl
     known = passages(collection, (pair.passage_id for pair in pairs))
     documents = {name: passage.document_id for name, passage in known.items()}
     labelled = [pair for pair in pairs if pair.source == "labelled"]
-    names = sorted({documents[pair.passage_id] for pair in labelled or pairs})
+    basis = labelled if len({documents[pair.passage_id] for pair in labelled}) > 1 else pairs
+    names = sorted({documents[pair.passage_id] for pair in basis})
     drawn = np.random.default_rng(seed).permutation(len(names))[: max(1, round(HELD_OUT_SHARE * len(names)))]
     closed = {names[place] for place in drawn} if len(names) > 1 else set()
-    held_out = [pair for pair in labelled or pairs if documents[pair.passage_id] in closed]
+    held_out = [pair for pair in basis if documents[pair.passage_id] in closed]
     gold = {}
     for pair in held_out:
         gold.setdefault(pair.query_id, []).append(pair.passage_id)
@@ -119,7 +121,7 @@ def dev_evaluator(
         corpus={name: passage.full_text for name, passage in known.items()},
         relevant_docs={query.id: set(dev.gold[query.id]) for query in asked},
         ndcg_at_k=[10], mrr_at_k=[10], accuracy_at_k=[1], precision_recall_at_k=[10], map_at_k=[10],
-        batch_size=_BATCH, name=DEV, write_csv=False,
+        batch_size=_CPU_BATCH if choose_device(retriever.device) == "cpu" else _GPU_BATCH, name=DEV, write_csv=False,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Quality checks of the generator's examples: what would teach it something wrong is rejected, with the reason."""
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from ragbench.evaluation.grounding_model import fitted
 from ragbench.generation.generate import Generator, token_counter
 from ragbench.retrieval.encoder import Encoder
 from ragbench.training.examples import KINDS, Example, to_dataset
+from ragbench.training.leakage import leaking_queries
 
 CHECKS = ("leak", "length", "house style", "cites what is not shown", "unsupported", "duplicate")
 """Every check, in the order in which they are made: an example is rejected for the first one that it fails."""
@@ -47,12 +48,11 @@ def check_examples(
     generator: Generator,
     *,
     answer_format: str = HOUSE_STYLE,
-    leaking: Container[str] = frozenset(),
     checks: Sequence[str] = CHECKS,
 ) -> Checked:
     """Sort out the examples that would teach the generator something wrong.
 
-    - ``leak``: the question is among `leaking`.
+    - ``leak``: the question copies one of another split than train and its own.
     - ``length``: the answer and its end token exceed `max_new_tokens`, or a passage that it needs is not shown whole.
     - ``house style``: the answer does not match `answer_format`.
     - ``cites what is not shown``: the answer cites a passage that is not in the prompt.
@@ -63,7 +63,6 @@ def check_examples(
     Args:
         encoder: the fixed encoder of the grounding estimate; never one that is tuned.
         generator: whose tokens are counted and whose limits hold.
-        leaking: ids of questions that are too much like one of another split.
         checks: those to make, in any order.
 
     Raises:
@@ -73,7 +72,7 @@ def check_examples(
     if unknown:
         raise RagbenchError(f"prep_example_checks has '{unknown[0]}'; the checks are: {', '.join(CHECKS)}.")
     faults: dict[str, _Check] = {
-        "leak": partial(_leaks, leaking),
+        "leak": partial(_leaks, collection),
         "length": partial(_too_long, generator),
         "house style": partial(_other_style, answer_format),
         "cites what is not shown": _foreign_citations,
@@ -109,7 +108,8 @@ def overview(checked: Checked) -> pd.DataFrame:
     return table
 
 
-def _leaks(leaking: Container[str], examples: Sequence[Example]) -> list[str]:
+def _leaks(collection: Collection, examples: Sequence[Example]) -> list[str]:
+    leaking = leaking_queries(collection, sorted({example.split for example in examples}))
     return ["another split has nearly the same question" if each.query_id in leaking else "" for each in examples]
 
 

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
+from ragbench.errors import RagbenchError
 from ragbench.files import write_json
 from ragbench.training import guards
 from ragbench.training.blending import blend
@@ -33,21 +34,24 @@ def finish(
     """Put the best model and the record of its training into the folder, the record last; drop the checkpoints.
 
     Args:
-        trainer: after its training, with the best checkpoint loaded.
+        trainer: after its training.
         base: the model's folder as it came.
         before: its trained weights as they were before, by name.
         base_dev: its nDCG@10 under `evaluator`.
         blends: shares of the tuned weights to try, see `ragbench.training.blending`.
         clock: what the training has taken, to which the blending is added.
+
+    Raises:
+        RagbenchError: the best checkpoint is not there.
     """
-    model, state, metric = trainer.model, trainer.state, evaluator.primary_metric or ""
+    state, metric = trainer.state, evaluator.primary_metric or ""
+    model = _best(trainer, folder)
     log = _tidy_log(state.log_history, f"eval_{metric}")
     after = {name: weight.detach().cpu() for name, weight in model.named_parameters() if name in before}
     steps = log.dropna(subset=["grad_norm", "loss"])
     checked = (
         guards.parameters_moved(before, after),
         guards.gradients_flowed(steps["grad_norm"].tolist(), steps["loss"].tolist()),
-        guards.loss_was_finite(steps["loss"].tolist()),
     )
     whole = _merged(model, base) if any(isinstance(layer, BaseTunerLayer) for layer in model.modules()) else model
     best_dev = float(state.best_metric if state.best_metric is not None else base_dev)
@@ -72,6 +76,17 @@ def finish(
     write_json(folder / RECORD, record)
     for path in folder.glob("checkpoint-*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _best(trainer: SentenceTransformerTrainer, folder: Path) -> SentenceTransformer:
+    """Open the best checkpoint: where the trainer itself fails to, it only logs that and keeps the last weights."""
+    step = trainer.state.best_global_step
+    if not step:
+        return trainer.model
+    path = folder / f"checkpoint-{step}"
+    if not path.is_dir():
+        raise RagbenchError(f"The best checkpoint {path} is gone. Delete {folder}, and train again.")
+    return SentenceTransformer(str(path), device=str(trainer.model.device), local_files_only=True)
 
 
 def _tidy_log(history: list[dict[str, Any]], metric: str) -> pd.DataFrame:

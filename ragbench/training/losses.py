@@ -37,8 +37,8 @@ def build_loss(
         matryoshka: dimensions at which the embedding should work too, cut to its first numbers; empty for none.
 
     Raises:
-        RagbenchError: the name is unknown, the rows have too few or too many negatives for it, or the model has fewer
-            dimensions.
+        RagbenchError: the name is unknown, the rows lack a teacher's scores, have too few or too many negatives for
+            it, or the model has fewer dimensions.
     """
     known: dict[str, Callable[[], nn.Module]] = {
         "shared": lambda: SharedPassagesLoss(model, dataset, scale),
@@ -53,6 +53,11 @@ def build_loss(
     if name not in known:
         raise RagbenchError(f"retriever_loss '{name}' is unknown; use {', '.join(known)}.")
     negatives = len(set(dataset.column_names) - {"anchor", "positive", "label"})
+    if name in FROM_TEACHER and "label" not in dataset.column_names:
+        raise RagbenchError(
+            f"retriever_loss '{name}' learns from a teacher, and the pairs have no teacher's scores. Run 02_data_prep "
+            "with prep_teacher set."
+        )
     if name in FROM_TEACHER and not negatives:
         raise RagbenchError(f"retriever_loss '{name}' learns an order of passages: set retriever_negatives above 0.")
     if name == "gist" and negatives > 1:

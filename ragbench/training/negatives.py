@@ -5,25 +5,21 @@ to be an answer that nobody labelled, and training against it teaches the wrong 
 those above a share of the positive's score are dropped (NV-Retriever, de Souza P. Moreira et al. 2024).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 from tqdm import tqdm
 
-from ragbench.collection.schema import Collection, Query, corpus_ids, passage_texts, rows_of
+from ragbench.collection.schema import Collection, corpus_ids, passage_texts
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
 from ragbench.retrieval.encoder import Encoder, encode
-from ragbench.retrieval.index import IndexKind, build_index, search
-from ragbench.retrieval.sparse import bm25_run
+from ragbench.training.candidates import ABSENT, Mining, candidate_rows, check, known_rows, text_groups
+from ragbench.training.cross_encoder import CrossScores
 from ragbench.training.pairs import Pair
 
-CrossScores = Callable[[list[tuple[str, str]]], np.ndarray]
-"""A cross-encoder: (question, passage) pairs → one score each, such as ``CrossEncoder(...).predict``."""
 OUTCOMES = (
     "kept",
     "known positive",
@@ -34,36 +30,8 @@ OUTCOMES = (
 )
 """What becomes of a candidate; the filters stand in the order in which they are asked."""
 _KEPT, _KNOWN, _SAME_TEXT, _TOO_NEAR, _CROSS, _NOT_NEEDED = range(6)
-_ABSENT = -1
 _PAIRS = 256  # at a time: their candidates' vectors take some 40 MiB at 384 dimensions
 _CROSS_CHECKED = 3  # times as many candidates as are needed go through the cross-encoder, which is slow
-
-
-@dataclass(frozen=True)
-class Mining:
-    """How negatives are chosen.
-
-    Attributes:
-        per_positive: how many for each pair.
-        sources: ``dense``, ``bm25`` or both; candidates of both are taken in turn, the highest ranked first.
-        first, last: the window of ranks that candidates come from, counted from 1.
-        share: a candidate that scores above this share of the positive's score is taken for an unlabelled answer.
-        draw: ``top`` takes the highest ranked that are left, ``random`` draws among them.
-        bm25_k1, bm25_b: BM25's parameters.
-        index: FAISS index, see `ragbench.retrieval.index`.
-        seed: of the drawing and the index.
-    """
-
-    per_positive: int = 4
-    sources: tuple[str, ...] = ("dense", "bm25")
-    first: int = 1
-    last: int = 50
-    share: float = 0.95
-    draw: str = "top"
-    bm25_k1: float = 0.9
-    bm25_b: float = 0.4
-    index: IndexKind = "flat"
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,15 +96,15 @@ def mine(
     Raises:
         RagbenchError: a setting of `mining` is unknown or contradictory.
     """
-    _check(mining)
-    chosen = np.full((len(pairs), mining.per_positive), _ABSENT, dtype=np.int64)
+    check(mining)
+    chosen = np.full((len(pairs), mining.per_positive), ABSENT, dtype=np.int64)
     counts = np.zeros(len(OUTCOMES), dtype=np.int64)
     shown: list[Candidate] = []
     if pairs and mining.per_positive:
         corpus = encode(encoder, passage_texts(collection), "passage")
-        found = _candidates(collection, pairs, encoder, corpus, mining)
-        groups = _text_groups(collection)
-        known = _known_rows(collection, pairs)
+        found = candidate_rows(collection, pairs, encoder, corpus, mining)
+        groups = text_groups(collection)
+        known = known_rows(collection, pairs)
         bar = tqdm(range(0, len(pairs), _PAIRS), desc="mining negatives", unit=f"{_PAIRS} pairs")
         for start in bar:
             part = list(pairs[start : start + _PAIRS])
@@ -159,12 +127,12 @@ def filled(collection: Collection, pairs: Sequence[Pair], rows: np.ndarray, seed
     Raises:
         RagbenchError: the corpus has too few passages for that.
     """
-    groups, known = _text_groups(collection), _known_rows(collection, pairs)
+    groups, known = text_groups(collection), known_rows(collection, pairs)
     result = rows.copy()
     for place, pair in enumerate(pairs):
-        empty = np.flatnonzero(result[place] == _ABSENT)
+        empty = np.flatnonzero(result[place] == ABSENT)
         if len(empty):
-            taken = set(groups[list(known[pair.question])]) | set(groups[result[place, result[place] != _ABSENT]])
+            taken = set(groups[list(known[pair.question])]) | set(groups[result[place, result[place] != ABSENT]])
             draw = np.random.default_rng(int(sha256_text(str(seed), pair.question, pair.passage_id)[:16], 16))
             result[place, empty] = _draw_others(groups, taken, len(empty), draw)
     return result
@@ -180,85 +148,12 @@ def _draw_others(groups: np.ndarray, taken: set[int], wanted: int, draw: np.rand
     raise RagbenchError(f"The corpus has too few different passages for {wanted} negatives: lower prep_negatives.")
 
 
-def _check(mining: Mining) -> None:
-    if mining.draw not in ("top", "random"):
-        raise RagbenchError(f"prep_negatives_draw '{mining.draw}' is unknown; use top or random.")
-    unknown = sorted(set(mining.sources) - {"dense", "bm25"})
-    if unknown or not mining.sources:
-        raise RagbenchError(f"prep_negatives_sources {list(mining.sources)} must be of dense and bm25.")
-    if mining.per_positive < 0:
-        raise RagbenchError(f"prep_negatives is {mining.per_positive}; it must be 0 or more.")
-    if not 0 < mining.share <= 1:
-        raise RagbenchError(f"prep_negatives_share is {mining.share}; it must be above 0 and at most 1, e.g. 0.95.")
-    if not 1 <= mining.first <= mining.last:
-        raise RagbenchError(
-            f"prep_negatives_ranks [{mining.first}, {mining.last}]: the first must be 1 or more, the last not below it."
-        )
-    if mining.index not in get_args(IndexKind):
-        raise RagbenchError(f"retriever_index '{mining.index}' is unknown; use {', '.join(get_args(IndexKind))}.")
-
-
-def _candidates(
-    collection: Collection, pairs: Sequence[Pair], encoder: Encoder, corpus: np.ndarray, mining: Mining
-) -> np.ndarray:
-    """Return corpus rows of shape (pairs, window · sources): rank by rank, the sources in turn; -1 for none."""
-    questions = list(dict.fromkeys(pair.question for pair in pairs))
-    place = {question: number for number, question in enumerate(questions)}
-    width = mining.last - mining.first + 1
-    ranked: list[np.ndarray] = []
-    for source in mining.sources:
-        if source == "dense":
-            index = build_index(corpus, mining.index, mining.seed)
-            rows = search(index, encode(encoder, questions, "query"), mining.last)[1][:, mining.first - 1 :]
-        else:
-            rows = _bm25_rows(collection, questions, mining)
-        ranked.append(np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=_ABSENT))
-    in_turn = np.stack(ranked, axis=2).reshape(len(questions), -1)
-    for row in in_turn:
-        _, first = np.unique(row, return_index=True)
-        again = np.ones(len(row), dtype=bool)
-        again[first] = False
-        row[again] = _ABSENT
-    return in_turn[[place[pair.question] for pair in pairs]]
-
-
-def _bm25_rows(collection: Collection, questions: Sequence[str], mining: Mining) -> np.ndarray:
-    asked = [Query(str(number), question) for number, question in enumerate(questions)]
-    run = bm25_run(collection, asked, mining.last, mining.bm25_k1, mining.bm25_b)
-    rows = np.full((len(questions), mining.last), _ABSENT, dtype=np.int64)
-    counts = np.array([len(run[query.id]) for query in asked])
-    found = rows_of(collection, [name for query in asked for name in run[query.id]])
-    rows[np.arange(mining.last) < counts[:, None]] = found
-    return rows[:, mining.first - 1 :]
-
-
-def _text_groups(collection: Collection) -> np.ndarray:
-    """Return a number for each corpus row: equal numbers are texts with the same words."""
-    words = pc.replace_substring_regex(pc.utf8_lower(passage_texts(collection)), r"\s+", " ")
-    return pc.dictionary_encode(words).combine_chunks().indices.to_numpy()
-
-
-def _known_rows(collection: Collection, pairs: Sequence[Pair]) -> dict[str, set[int]]:
-    """Return for each question the corpus rows of its positives, over all pairs and the collection's own labels."""
-    positives: dict[str, set[str]] = {}
-    for pair in pairs:
-        positives.setdefault(pair.question, set()).add(pair.passage_id)
-    for qrels in collection.qrels.values():
-        for query_id, gold in qrels.items():
-            question = collection.queries[query_id].text
-            if question in positives:
-                positives[question] |= {passage_id for passage_id, score in gold.items() if score > 0}
-    names = sorted(set().union(*positives.values()))
-    row_of = dict(zip(names, rows_of(collection, names).tolist(), strict=True))
-    return {question: {row_of[name] for name in found} for question, found in positives.items()}
-
-
 def _scored(pairs: list[Pair], rows: np.ndarray, encoder: Encoder, corpus: np.ndarray) -> _Batch:
     asked = encode(encoder, [pair.question for pair in pairs], "query")
     answers = encode(encoder, [pair.positive for pair in pairs], "passage")
     positive = np.einsum("pd,pd->p", asked, answers)
     scores = np.einsum("pd,pcd->pc", asked, corpus[rows])
-    return _Batch(pairs, rows, scores, positive, np.where(rows == _ABSENT, _ABSENT, _KEPT))
+    return _Batch(pairs, rows, scores, positive, np.where(rows == ABSENT, ABSENT, _KEPT))
 
 
 def _filter(

@@ -88,7 +88,7 @@ def structural_pairs(found: Sequence[Passage], kinds: Sequence[str]) -> list[Pai
     """
     unknown = sorted(set(kinds) - set(_CUT))
     if unknown:
-        raise RagbenchError(f"prep_structural_kinds has '{unknown[0]}'; use {' and '.join(_CUT)}.")
+        raise RagbenchError(f"prep_sources has '{unknown[0]}'; made from the corpus are {' and '.join(_CUT)}.")
     made = [(kind, passage, *_CUT[kind](passage)) for passage in found for kind in kinds]
     return [
         Pair(f"{kind}:{passage.id}", question, passage.id, rest, kind)

@@ -33,7 +33,7 @@ from ragbench.training import guards
 from ragbench.training.callbacks import Clock, Progress, StopAtNaN
 from ragbench.training.contrast import ROW, NeighbourhoodSampler
 from ragbench.training.finishing import MODEL, RECORD, finish
-from ragbench.training.losses import FROM_TEACHER, build_loss
+from ragbench.training.losses import build_loss
 
 STORE = "training"
 """The part of the cache folder with checkpoints and finished models."""
@@ -48,6 +48,8 @@ BOOKKEEPING: dict[str, Any] = {
 """Arguments of the trainer that change nothing in what is learned, and that `fine_tune` relies on."""
 _OWN = ("output_dir", "run_name", "logging_dir", "hub_token", "push_to_hub_token")
 """Arguments that say where, not how: they do not change what is learned."""
+_CODE = ("blending.py", "callbacks.py", "contrast.py", "finishing.py", "guards.py", "losses.py", "retriever.py")
+"""The modules that a training depends on: an edit of any other leaves what is finished as it is."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Recipe:
         blends: shares of the tuned weights in a blend with the base model's, of which dev chooses; empty for none.
         lora_rank: rank of a low-rank adapter (LoRA, Hu et al. 2021), merged when training ends; 0 trains all weights.
         device: see `ragbench.devices`.
+        dtype: of the base model's embeddings, by which neighbours are found; training has its own in the arguments.
     """
 
     model: str = "all-MiniLM-L6-v2"
@@ -76,6 +79,7 @@ class Recipe:
     blends: tuple[float, ...] = ()
     lora_rank: int = 0
     device: str = "auto"
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def _key(
         repr(sorted((query, sorted(found)) for query, found in evaluator.relevant_docs.items())),
         str(patience),
         choose_device(recipe.device),
-        sha256_folder(Path(__file__).parent, ("*.py",)),
+        sha256_folder(Path(__file__).parent, _CODE),
     )
 
 
@@ -200,17 +204,13 @@ def _train(
     folder: Path,
 ) -> None:
     arguments = dataclasses.replace(arguments, output_dir=str(folder))
+    clock = Clock(folder)
     torch.manual_seed(arguments.seed)
     model = open_for_training(recipe, base)
     before = {name: weight.detach().cpu().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     if recipe.loss == "shared":
         rows = rows.add_column(ROW, list(range(len(rows))))
         arguments.batch_sampler = _neighbourhoods(recipe, rows)
-    elif recipe.loss in FROM_TEACHER and ROW not in rows.column_names:
-        raise RagbenchError(
-            f"retriever_loss '{recipe.loss}' learns from a teacher, and the pairs have no teacher's scores. "
-            "Run 02_data_prep with prep_teacher set."
-        )
     else:
         arguments.batch_sampler = BatchSamplers.NO_DUPLICATES
     guide = SentenceTransformer(str(base), device=str(model.device)) if recipe.loss == "gist" else None
@@ -218,7 +218,6 @@ def _train(
     with torch.random.fork_rng():
         measured = evaluator(model)
     base_dev = float(measured[evaluator.primary_metric or ""])  # its name is known once it has run
-    clock = Clock(folder)
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=rows, loss=loss, evaluator=evaluator,
         callbacks=[clock, Progress(), StopAtNaN(), *([EarlyStoppingCallback(patience)] if patience else [])],
@@ -252,7 +251,13 @@ def open_for_training(recipe: Recipe, base: Path) -> SentenceTransformer:
 
 
 def _neighbourhoods(recipe: Recipe, rows: Dataset) -> Any:
-    encoder = open_encoder(recipe.model, revision=recipe.revision, max_tokens=recipe.max_tokens, device=recipe.device)
+    encoder = open_encoder(
+        recipe.model,
+        revision=recipe.revision,
+        max_tokens=recipe.max_tokens,
+        device=recipe.device,
+        dtype=recipe.dtype,
+    )
     vectors = encode(encoder, rows["positive"], "passage")
     return partial(NeighbourhoodSampler, vectors=vectors, group=recipe.neighbourhood)
 

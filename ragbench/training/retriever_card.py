@@ -21,13 +21,18 @@ def model_card(
         for metric in values
     )
     sources = ", ".join(f"{count} {source}" for source, count in data["pairs"].items())
+    name = recipe.model.rpartition("/")[2]
+    tuned_on = f"{name}, tuned on {data['collection']}"
+    title = (
+        tuned_on if decision["kept"] == "tuned" else f"{name} as it came: tuning on {data['collection']} was discarded"
+    )
     made = "\n".join(f"- {name}: {value}" for name, value in parameters.items())
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 ---
 
-# {recipe.model.rpartition("/")[2]}, tuned on {data["collection"]}
+# {title}
 
 {decision["reason"]} {" ".join(decision["notes"])}
 
@@ -44,15 +49,15 @@ model = SentenceTransformer("path/to/this/folder")
 Mean over questions with its 95 % bootstrap interval. Dev chose the checkpoint, so its numbers flatter; the test split
 was not looked at here.
 
-| split | metric | base | tuned |
+| split | metric | as it came | after tuning |
 |---|---|---|---|
 {table}
 
-## Trained on
+## The training
 
 {sum(data["pairs"].values())} pairs ({sources}) over {data["passages"]} passages, in {tuned.steps} steps of
 {tuned.seconds:.0f} seconds together; learning rate {tuned.learning_rate:g}; best at step {tuned.best_step}.
-The weights are {tuned.blend:.0%} the tuned ones, the rest the base model's.
+The tuned weights are a blend, {tuned.blend:.0%} of it tuned and the rest the base model's.
 
 {made}
 """

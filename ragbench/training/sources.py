@@ -29,11 +29,11 @@ class Sources:
         seed: of the passages that are drawn.
     """
 
-    names: tuple[str, ...] = SOURCES
-    synthetic_passages: int = 100
+    names: tuple[str, ...] = ("labelled", "synthetic")
+    synthetic_passages: int = 60
     synthetic_per_passage: int = 2
     round_trip_depth: int = 5
-    structural_passages: int = 500
+    structural_passages: int = 300
     seed: int = 0
 
 

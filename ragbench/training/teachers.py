@@ -5,11 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ragbench.collection.schema import Collection, passage_texts, rows_of
-from ragbench.devices import choose_device
-from ragbench.models import resolve_model
 from ragbench.retrieval.encoder import Encoder, encode
 from ragbench.retrieval.sparse import bm25_scores
-from ragbench.training.negatives import CrossScores
+from ragbench.training.cross_encoder import cross_scores
 from ragbench.training.pairs import Pair
 
 BM25, FUSION = "bm25", "fusion"
@@ -20,7 +18,8 @@ def teacher_scores(
 ) -> np.ndarray | None:
     """Return a teacher's score of each pair's positive and of its negatives: float64 of shape (pairs, 1 + negatives).
 
-    None without a teacher.
+    None without a teacher. The passages are scored whole, also those of pairs made from the corpus, whose positive is
+    a passage without its question.
 
     Args:
         negatives: corpus rows, of shape (pairs, negatives).
@@ -37,9 +36,9 @@ def teacher_scores(
     if teacher not in (BM25, FUSION):
         texts = passage_texts(collection, rows.ravel()).to_pylist()
         asked = [pair.question for pair in pairs for _ in range(rows.shape[1])]
-        return np.asarray(_cross_encoder(teacher, encoder.device)(list(zip(asked, texts, strict=True)))).reshape(
-            rows.shape
-        )
+        score = cross_scores(teacher, encoder.device)
+        assert score is not None
+        return score(list(zip(asked, texts, strict=True))).reshape(rows.shape)
     every_score = bm25_scores(collection, [pair.question for pair in pairs])
     lexical = np.stack(
         [scores[found] / max(float(scores.max()), 1e-9) for scores, found in zip(every_score, rows, strict=True)]
@@ -49,23 +48,3 @@ def teacher_scores(
     questions = encode(encoder, [pair.question for pair in pairs], "query")
     texts = encode(encoder, passage_texts(collection, rows.ravel()), "passage").reshape(*rows.shape, -1)
     return (lexical + np.einsum("pd,pcd->pc", questions, texts)) / 2
-
-
-def cross_scores(name: str, device: str) -> CrossScores | None:
-    """Return a cross-encoder's scoring function, or None for an empty name.
-
-    It takes pairs of texts and returns the probability that the second answers the first.
-
-    Raises:
-        RagbenchError: the model or the device cannot be had.
-    """
-    return _cross_encoder(name, choose_device(device)) if name else None
-
-
-def _cross_encoder(name: str, device: str) -> CrossScores:
-    # Importing takes seconds, which a run without a cross-encoder need not spend.
-    import torch
-    from sentence_transformers import CrossEncoder
-
-    model = CrossEncoder(str(resolve_model(name)), device=device, local_files_only=True)
-    return lambda texts: np.asarray(model.predict(texts, activation_fn=torch.nn.Sigmoid(), show_progress_bar=False))

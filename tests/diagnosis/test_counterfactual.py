@@ -1,7 +1,3 @@
-import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -214,40 +210,16 @@ def test_no_questions_give_a_trial_without_answers(toy, generator):
 
 
 @pytest.fixture
-def narrow_server() -> Iterator[tuple[str, list[str]]]:
-    """Serve a model that reads at most 600 characters and refuses more, as vLLM does; give URL and users' messages."""
-    seen: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = "".join(message["content"] for message in body["messages"])
-            seen.append(body["messages"][-1]["content"])
-            choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
-            reply = {"id": "1", "object": "chat.completion", "choices": [choice]}
-            if len(text) > 600:
-                reply = {"error": {"message": "This model's maximum context length is 200 tokens."}}
-            data = json.dumps(reply).encode()
-            self.send_response(400 if "error" in reply else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", seen
-    server.shutdown()
-    server.server_close()
+def narrow_server(chat_server) -> tuple[str, list[dict]]:
+    """Serve a model that reads at most 600 characters and refuses more, as vLLM does; give URL and requests."""
+    return chat_server(lambda messages: "Yes." if sum(len(one["content"]) for one in messages) <= 600 else None)
 
 
 def test_a_served_generator_is_asked_under_all_conditions(toy, narrow_server):
-    url, seen = narrow_server
+    url, requests = narrow_server
     generator = Generator("endpoint", "m", endpoint=url, contexts=1, max_context_tokens=60, instruction="Be brief.")
     trial = audited(toy, RUN, generator)
+    seen = [request["messages"][-1]["content"] for request in requests]
     assert "What do cats do all day?" in seen  # without passages
     assert any("[p2]" in text and "[p3]" in text for text in seen)
     assert {answer.answer for found in trial.answers.values() for answer in found.values()} == {"Yes."}
@@ -265,11 +237,11 @@ def test_a_served_model_that_reads_less_than_assumed_does_not_end_the_audit(narr
 
 
 def test_the_order_of_the_prompt_is_kept_in_every_condition(toy, narrow_server):
-    url, seen = narrow_server
+    url, requests = narrow_server
     last = Generator(
         "endpoint", "m", endpoint=url, contexts=1, max_context_tokens=60, instruction="Be brief.",
         order="instruction_last",
     )  # fmt: skip
     audited(toy, RUN, last)
-    ends = {text.rsplit("\n\n", 1)[1] for text in seen}
+    ends = {request["messages"][-1]["content"].rsplit("\n\n", 1)[1] for request in requests}
     assert ends == {"Be brief.", CLOSED_BOOK}

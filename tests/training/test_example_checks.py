@@ -24,7 +24,9 @@ GOOD = Example("q1", "train", "gold retrieved", ({"role": "user", "content": "x"
 def data() -> Collection:
     corpus = corpus_from_rows([("p1", "shutil.copytree", TEXT, "d"), ("p2", "os.walk", "os.walk walks.", "d")])
     texts = {"q1": QUESTION, "q2": QUESTION.upper(), "q3": "How are folders copied?", "q4": "And trees?"}
-    return Collection("c", corpus, {name: Query(name, text) for name, text in texts.items()}, {})
+    queries = {name: Query(name, text) for name, text in {**texts, "t1": "and trees"}.items()}
+    qrels = {"train": {name: {"p1": 1} for name in texts}, "test": {"t1": {"p2": 1}}}
+    return Collection("c", corpus, queries, qrels)
 
 
 @pytest.fixture
@@ -121,10 +123,9 @@ def test_what_is_rejected_makes_no_duplicates(check):
 
 
 def test_a_question_that_another_split_has_is_a_leak(check):
-    other = replace(GOOD, query_id="q3")
-    checked = check(GOOD, other, leaking={"q3"})
+    checked = check(GOOD, replace(GOOD, query_id="q4"))
     assert checked.kept == (GOOD,)
-    assert faults(checked) == [("q3", "leak", "another split has nearly the same question")]
+    assert faults(checked) == [("q4", "leak", "another split has nearly the same question")]
 
 
 PLANTED = {
@@ -140,15 +141,15 @@ PLANTED = {
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_check_finds_its_fault_alone_and_no_other_check_does(check, name):
     examples = (GOOD, replace(GOOD, **PLANTED[name]))
-    alone = check(*examples, leaking={"q4"}, checks=[name])
+    alone = check(*examples, checks=[name])
     assert (alone.kept, [each.reason for each in alone.rejected]) == ((GOOD,), [name])
-    assert check(*examples, leaking={"q4"}, checks=[each for each in CHECKS if each != name]) == Checked(examples, ())
+    assert check(*examples, checks=[each for each in CHECKS if each != name]) == Checked(examples, ())
 
 
 def test_the_first_check_that_an_example_fails_gives_the_reason(check):
     wrong = replace(GOOD, query_id="q4", missing_ids=("p1",), completion="Bananas from Peru [p7] cost 27 dollars.")
     for number, name in enumerate(CHECKS[:5]):
-        checked = check(wrong, leaking={"q4"}, checks=list(reversed(CHECKS[number:])))
+        checked = check(wrong, checks=list(reversed(CHECKS[number:])))
         assert [each.reason for each in checked.rejected] == [name]
 
 
@@ -179,7 +180,7 @@ def test_the_overview_counts_every_example_once(check):
 
 
 def test_rejected_examples_keep_their_reason_in_parquet(check, tmp_path: Path):
-    rejected = check(*(replace(GOOD, **PLANTED[name]) for name in CHECKS[1:5]), leaking=()).rejected
+    rejected = check(*(replace(GOOD, **PLANTED[name]) for name in CHECKS[1:5])).rejected
     path = tmp_path / "rejected.parquet"
     rejected_dataset(rejected).to_parquet(path)
     read = list(Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from ragbench.training.guards import (
     dev_did_not_fall,
     gradients_flowed,
-    loss_was_finite,
     not_collapsed,
     parameters_moved,
 )
@@ -51,14 +50,12 @@ def test_weights_that_are_no_numbers_are_not_taken_for_moved(bad):
 @pytest.mark.parametrize(
     ("norms", "holds", "measured"),
     [
-        ([0.5, 0.25, 4.0], True, "median norm 0.5, 0 zero, 0 not finite"),
-        ([0.5, 0.0, 4.0], False, "median norm 0.5, 1 zero, 0 not finite"),
-        ([0.5, math.inf], False, "median norm inf, 0 zero, 1 not finite"),
-        ([0.5, math.nan, 0.0], False, "median norm nan, 1 zero, 1 not finite"),
-        ([], False, "no step was taken, 0 zero, 0 not finite"),
+        ([0.5, 0.25, 4.0], True, "median norm 0.5 over 3 steps, 0 zero"),
+        ([0.5, 0.0, 4.0], False, "median norm 0.5 over 3 steps, 1 zero"),
+        ([], False, "no step was taken, 0 zero"),
     ],
 )
-def test_every_gradient_is_a_number_and_not_0(norms, holds, measured):
+def test_no_gradient_is_0(norms, holds, measured):
     guard = gradients_flowed(norms, [1.0] * len(norms))
     assert (guard.holds, guard.measured) == (holds, measured)
 
@@ -66,19 +63,6 @@ def test_every_gradient_is_a_number_and_not_0(norms, holds, measured):
 def test_where_there_was_nothing_to_learn_no_gradient_is_missed():
     assert gradients_flowed([0.5, 0.0], [1.0, 0.0]).holds
     assert not gradients_flowed([0.5, 0.0], [1.0, 1e-9]).holds
-
-
-@pytest.mark.parametrize(
-    ("losses", "holds", "measured"),
-    [
-        ([2.0, 9.0, 1.0], True, "2.000 at first, 1.000 at last, 0 not finite"),
-        ([2.0, math.nan, math.inf, 1.0], False, "2.000 at first, 1.000 at last, 2 not finite"),
-        ([], False, "no step was taken, 0 not finite"),
-    ],
-)
-def test_every_loss_is_a_number(losses, holds, measured):
-    guard = loss_was_finite(losses)
-    assert (guard.holds, guard.measured) == (holds, measured)
 
 
 def at_cosine(cosine, n=40, dimensions=41):

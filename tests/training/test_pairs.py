@@ -139,7 +139,7 @@ def test_a_structural_question_and_its_positive_have_words_enough(title, text):
 
 def test_no_kind_gives_no_pair_and_an_unknown_one_names_the_parameter():
     assert structural("How to copy trees", "Folders are copied with all files.") == []
-    with pytest.raises(RagbenchError, match=r"prep_structural_kinds has 'page'; use title and sentence"):
+    with pytest.raises(RagbenchError, match=r"prep_sources has 'page'; made from the corpus are title and sentence"):
         structural("", "", "title", "page")
 
 

@@ -168,6 +168,11 @@ def test_what_is_tolerated_or_not_out_of_domain_is_not_called_a_loss(comparison)
     assert not [note for note in decide([FINE], [comparison], DEV, 0.01)["notes"] if "tolerated" in note]
 
 
+def test_a_split_without_a_scored_question_is_not_spoken_of():
+    empty = Comparison("ood", "ndcg@10", "base", "retriever", None, None, None, None, 0)
+    assert decide([FINE], [empty], DEV, 0.01)["notes"] == []
+
+
 @pytest.mark.parametrize(("kind", "said"), [(LABELLED, 0), (HELD_OUT, 1)])
 def test_it_is_said_that_no_labelled_question_chose(kind, said):
     notes = decide([FINE], [], replace(DEV, kind=kind), 0.01)["notes"]
@@ -201,6 +206,8 @@ def test_the_folder_holds_the_model_that_is_kept_and_opens_as_it_is(saved, tiny_
     found, expected = (SentenceTransformer(str(path), device="cpu").encode(WORDS[:9]) for path in (folder, source))
     np.testing.assert_array_equal(found, expected)
     assert not list(folder.rglob("*.bin"))
+    title = next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith("# "))
+    assert ("tuned on" in title, "discarded" in title) == (kept == "tuned", kept == "base")
 
 
 def test_the_card_shows_the_numbers_that_were_measured(saved):

@@ -1,7 +1,4 @@
-import json
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -38,29 +35,10 @@ def counts(gathered: Gathered) -> dict[str, int]:
 
 
 @pytest.fixture
-def writer():
+def writer(chat_server) -> Generator:
     """A generator behind a real server, which asks the same two questions about every passage."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            message = {"role": "assistant", "content": f"1. {WRITTEN}\n2. {HELD_OUT}"}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            data = json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield Generator("endpoint", "m", endpoint=f"http://127.0.0.1:{server.server_port}/v1")
-    server.shutdown()
-    server.server_close()
+    url, _ = chat_server(lambda _: f"1. {WRITTEN}\n2. {HELD_OUT}")
+    return Generator("endpoint", "m", endpoint=url)
 
 
 @pytest.mark.parametrize("names", [SOURCES, *((name,) for name in SOURCES), ("sentence", "labelled")])
@@ -74,7 +52,7 @@ def test_each_source_is_switched_on_by_name_and_counted(writer, names):
 
 
 def test_no_pair_comes_from_a_document_that_is_held_out(writer):
-    gathered = gather(collection(), Sources(), writer, BM25)
+    gathered = gather(collection(), Sources(SOURCES), writer, BM25)
     assert "usage" not in {pair.passage_id for pair in gathered.pairs}
     assert len({pair.query_id for pair in gathered.pairs}) == len(gathered.pairs)
 
@@ -115,7 +93,7 @@ def test_the_passages_of_each_source_are_limited_drawn_by_the_seed_and_reproduci
 
 def test_a_collection_without_labels_gives_pairs_of_its_own_text():
     bare = Collection("bare", collection().corpus, {}, {})
-    gathered = gather(bare, Sources(), NOBODY, BM25)
+    gathered = gather(bare, Sources(SOURCES), NOBODY, BM25)
     assert counts(gathered) == {"labelled": 0, "synthetic": 0, "title": 4, "sentence": 4}
     assert set(gathered.written.silent) == set(bare.corpus["_id"]) and gathered.removed == []
 

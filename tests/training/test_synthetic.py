@@ -1,7 +1,4 @@
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -212,38 +209,16 @@ def test_a_passage_that_the_corpus_lacks_is_named(collection):
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], tuple[Generator, list[dict]]]]:
+def serve(chat_server) -> Callable[[dict[str, str]], tuple[Generator, list[dict]]]:
     """Return a function that starts a server with a reply for each title; gives a generator and the requests seen."""
-    servers = []
 
     def start(replies: dict[str, str]) -> tuple[Generator, list[dict]]:
-        requests: list[dict] = []
+        url, requests = chat_server(
+            lambda messages: next(text for title, text in replies.items() if title in messages[-1]["content"])
+        )
+        return Generator("endpoint", "m", endpoint=url), requests
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                requests.append(body)
-                asked = body["messages"][-1]["content"]
-                text = next(reply for title, reply in replies.items() if title in asked)
-                choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                data = json.dumps({"id": "1", "object": "chat.completion", "choices": [choice]}).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return Generator("endpoint", "m", endpoint=f"http://127.0.0.1:{servers[-1].server_port}/v1"), requests
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def test_from_passages_to_pairs_through_a_server(collection, serve):

@@ -9,8 +9,10 @@ from ragbench.collection.schema import Collection, Query, corpus_from_rows, pass
 from ragbench.errors import RagbenchError
 from ragbench.retrieval.encoder import Encoder, encode, open_encoder
 from ragbench.retrieval.sparse import bm25_run
+from ragbench.training import cross_encoder
+from ragbench.training.cross_encoder import cross_scores
 from ragbench.training.pairs import Pair
-from ragbench.training.teachers import cross_scores, teacher_scores
+from ragbench.training.teachers import teacher_scores
 
 TEXTS = ["bab dad gag", "bab dad", "bab kak", "lal mam", "nan pap rar", "bab bab bab lal"]
 DATA = Collection("c", corpus_from_rows((f"p{n}", "", text, "d") for n, text in enumerate(TEXTS)), {}, {})
@@ -89,6 +91,31 @@ def test_the_probability_is_the_sigmoid_of_the_models_logit(tiny_cross_encoder):
         logit = model(**tokenizer(QUESTIONS[0], TEXTS[1], return_tensors="pt")).logits.item()
     found = cross_scores(str(tiny_cross_encoder), "cpu")([(QUESTIONS[0], TEXTS[1])])
     assert found == pytest.approx([1 / (1 + np.exp(-logit))], abs=1e-5)
+
+
+def test_what_a_cross_encoder_judged_before_an_interruption_is_not_judged_again(tiny_cross_encoder, monkeypatch):
+    asked = [(QUESTIONS[0], text) for text in TEXTS]
+    real, judged = cross_encoder._predict, []
+
+    def interrupted(model, pairs):
+        judged.extend(pairs)
+        if len(judged) > 3:
+            raise KeyboardInterrupt
+        return real(model, pairs)
+
+    monkeypatch.setattr("ragbench.training.cross_encoder._CHUNK", 2)
+    monkeypatch.setattr("ragbench.training.cross_encoder._predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cross_scores(str(tiny_cross_encoder), "cpu")(asked)
+    judged.clear()
+    monkeypatch.setattr(
+        "ragbench.training.cross_encoder._predict", lambda m, pairs: judged.extend(pairs) or real(m, pairs)
+    )
+    found = cross_scores(str(tiny_cross_encoder), "cpu")(asked)
+    assert judged == asked[2:]
+    monkeypatch.undo()
+    alone = [cross_scores(str(tiny_cross_encoder), "cpu")([pair])[0] for pair in asked]
+    assert found == pytest.approx(alone, abs=1e-5)
 
 
 def test_no_cross_encoder_gives_no_scoring_function():
