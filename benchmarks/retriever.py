@@ -5,6 +5,8 @@
 defaults that the notebooks declare, on the labelled pairs. All are judged on test over the whole corpus, once each, and
 fused with BM25. Seconds hold everything after the base model's evaluation: mining, looks at dev, training.
 
+To try other settings of ragbench's, `--split dev --variants ragbench --set retriever_neighbourhood=1`.
+
 Rows are appended to FILE.jsonl as they are measured; an interrupted benchmark goes on where it was.
 """
 
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, default=300, help="train questions of each seed; 0 for all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--split", default="test", choices=["dev", "test"], help="what to judge on")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="for ragbench, as JSON")
 
 
 def sampled(pairs: list[Pair], questions: int, seed: int) -> list[Pair]:
@@ -97,9 +102,12 @@ def train_plainly(rows: Dataset, seed: int, folder: Path) -> Path:
     return folder / "model"
 
 
-def ragbench_default(data: Collection, pairs: list[Pair], seed: int, folder: Path) -> Path:
-    """Train as notebooks/03_retriever.ipynb does with its defaults."""
+def ragbench_with(changed: dict[str, Any], data: Collection, pairs: list[Pair], seed: int, folder: Path) -> Path:
+    """Train as notebooks/03_retriever.ipynb does with its defaults, but for what is changed."""
     default = {name: p.default for name, p in declared_in(ROOT / "notebooks" / "03_retriever.ipynb").items()}
+    if unknown := changed.keys() - default.keys():
+        raise SystemExit(f"--set names no parameter of 03_retriever: {', '.join(sorted(unknown))}.")
+    default |= changed
     dev, left = choose_dev(data, pairs, seed)
     rows = Dataset.from_dict({"anchor": [p.question for p in left], "positive": [p.positive for p in left]})
     recipe = Recipe(
@@ -139,15 +147,16 @@ def ragbench_default(data: Collection, pairs: list[Pair], seed: int, folder: Pat
     return tuned.folder
 
 
-VARIANTS: dict[str, Callable[[Collection, list[Pair], int, Path], Path]] = {
+Variant = Callable[[Collection, list[Pair], int, Path], Path]
+VARIANTS: dict[str, Variant] = {
     "plain": plain,
-    "ragbench": ragbench_default,
+    "ragbench": partial(ragbench_with, {}),
     "plain + mined": plain_mined,
 }
 
 
-def test_scores(data: Collection, retriever: Retriever) -> dict[str, float]:
-    questions = choose_questions(data, ["test"])
+def scored(data: Collection, retriever: Retriever, split: str) -> dict[str, float]:
+    questions = choose_questions(data, [split])
     found: dict[str, float] = {}
     for name, method in (("ndcg@10", "dense"), ("fused ndcg@10", "fusion")):
         _, scores = retrieval_scores(name, data, questions, replace(retriever, method=method))
@@ -155,55 +164,60 @@ def test_scores(data: Collection, retriever: Retriever) -> dict[str, float]:
     return found
 
 
-def measure(data: Collection, variant: str, questions: int, seed: int) -> dict[str, Any]:
+def measure(data: Collection, variant: Variant, questions: int, seed: int, split: str) -> dict[str, Any]:
     pairs = sampled(labelled_pairs(data), questions, seed)
     with tempfile.TemporaryDirectory() as name:
         wall, cpu = time.perf_counter(), time.process_time()
-        folder = VARIANTS[variant](data, pairs, seed, Path(name))
+        folder = variant(data, pairs, seed, Path(name))
         spent = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-        scores = test_scores(data, replace(BASE, model=str(folder)))
+        scores = scored(data, replace(BASE, model=str(folder)), split)
     asked = len({pair.query_id for pair in pairs})
-    return {"variant": variant, "questions": asked, "pairs": len(pairs), "seed": seed, **spent, **scores}
+    return {"questions": asked, "pairs": len(pairs), "seed": seed, **spent, **scores}
 
 
 def main() -> None:
     chosen = arguments(__doc__.splitlines()[0], options)
+    changed = {name: json.loads(value) for name, _, value in (each.partition("=") for each in chosen.set)}
+    variants = VARIANTS | {"ragbench": partial(ragbench_with, changed)}
     data = load_collection(str(chosen.folder.resolve()))
     log = Path(chosen.out or tempfile.mkdtemp()).with_suffix(".jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["RAGBENCH_CACHE"] = cache  # of its own: nothing that was trained before may be found
         started = time.perf_counter()
-        base = {"variant": "zero-shot", "questions": 0, "pairs": 0, "seed": 0, **test_scores(data, BASE)}
+        base = {"variant": "zero-shot", "questions": 0, "pairs": 0, "seed": 0, **scored(data, BASE, chosen.split)}
         if not rows:
             rows.append({**base, "seconds": round(time.perf_counter() - started, 1)})
-            _, bm25 = retrieval_scores("bm25", data, choose_questions(data, ["test"]), replace(BASE, method="bm25"))
+            questions = choose_questions(data, [chosen.split])
+            _, bm25 = retrieval_scores("bm25", data, questions, replace(BASE, method="bm25"))
             value = round(float(bm25.loc[bm25["metric"] == "ndcg@10", "value"].mean()), 4)
             rows.append({"variant": "bm25", "questions": 0, "pairs": 0, "seed": 0, "ndcg@10": value, "seconds": 0.0})
             log.write_text("".join(json.dumps(row) + "\n" for row in rows))
         seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
-        questions = 40 if chosen.quick else chosen.questions
+        asked = 40 if chosen.quick else chosen.questions
         for seed in seeds:
             for variant in chosen.variants:
-                wanted = {"variant": variant, "wanted": questions, "seed": seed}
+                wanted = {"variant": variant, "wanted": asked, "seed": seed, "split": chosen.split, "set": chosen.set}
                 if any(wanted.items() <= row.items() for row in rows):
                     continue
-                row = measure(data, variant, questions, seed) | wanted
+                row = measure(data, variants[variant], asked, seed, chosen.split) | wanted
                 print(row, flush=True)
                 rows.append(row)
                 with log.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    finish(Path(__file__).stem, chosen, rows, results(rows, questions))
+    finish(Path(__file__).stem, chosen, rows, results(rows, asked))
 
 
 def results(rows: list[dict[str, Any]], questions: int) -> list[dict[str, Any]]:
-    """Compare ragbench with the better plain recipe, on the rows of this many questions."""
+    """Compare ragbench with the better plain recipe, on the rows of this many questions (0: all)."""
     base = next(row for row in rows if row["variant"] == "zero-shot")
-    rows = [row for row in rows if row["pairs"] and (not questions or row["questions"] == questions)]
+    rows = [row for row in rows if row.get("wanted") == questions]
 
     def mean(variant: str, key: str) -> float:
         return statistics.mean(row[key] for row in rows if row["variant"] == variant)
 
+    if not {"plain", "ragbench"} <= {row["variant"] for row in rows}:
+        return []  # a look at one of them, on dev
     plain_ones = [name for name in ("plain", "plain + mined") if any(row["variant"] == name for row in rows)]
     better = max(plain_ones, key=lambda name: mean(name, "ndcg@10"))
     gain, theirs = (mean(name, "ndcg@10") - base["ndcg@10"] for name in ("ragbench", better))
