@@ -75,9 +75,10 @@ def test_a_pair_without_negatives_has_the_score_of_its_positive(encoder):
     assert scores[:, 0] == pytest.approx(teacher_scores(DATA, PAIRS, NEGATIVES, "bm25", encoder)[:, 0])
 
 
-def test_a_cross_encoder_gives_each_pair_of_texts_its_probability(encoder, tiny_cross_encoder):
+def test_a_cross_encoder_gives_each_pair_of_texts_its_probability(encoder, tiny_cross_encoder, tmp_path, monkeypatch):
     scores = teacher_scores(DATA, PAIRS, NEGATIVES, str(tiny_cross_encoder), encoder)
     assert scores.shape == (3, 6) and ((scores > 0) & (scores < 1)).all() and scores.std() > 0.01
+    monkeypatch.setenv("RAGBENCH_CACHE", str(tmp_path / "another cache"))
     score = cross_scores(str(tiny_cross_encoder), "cpu")
     for question, rows, row in zip(QUESTIONS, ROWS, scores, strict=True):
         alone = [float(score([(question, TEXTS[place])])[0]) for place in rows]
@@ -93,7 +94,9 @@ def test_the_probability_is_the_sigmoid_of_the_models_logit(tiny_cross_encoder):
     assert found == pytest.approx([1 / (1 + np.exp(-logit))], abs=1e-5)
 
 
-def test_what_a_cross_encoder_judged_before_an_interruption_is_not_judged_again(tiny_cross_encoder, monkeypatch):
+def test_what_a_cross_encoder_judged_before_an_interruption_is_not_judged_again(
+    tiny_cross_encoder, tmp_path, monkeypatch
+):
     asked = [(QUESTIONS[0], text) for text in TEXTS]
     real, judged = cross_encoder._predict, []
 
@@ -113,7 +116,7 @@ def test_what_a_cross_encoder_judged_before_an_interruption_is_not_judged_again(
     )
     found = cross_scores(str(tiny_cross_encoder), "cpu")(asked)
     assert judged == asked[2:]
-    monkeypatch.undo()
+    monkeypatch.setenv("RAGBENCH_CACHE", str(tmp_path / "another cache"))
     alone = [cross_scores(str(tiny_cross_encoder), "cpu")([pair])[0] for pair in asked]
     assert found == pytest.approx(alone, abs=1e-5)
 
