@@ -27,8 +27,7 @@ MAX_WORDS = 40
 COMMON, COMMON_PASSAGES = 0.05, 10
 """A word is common if more than this share of the passages has it, and more than this number."""
 COPIED = 0.75
-"""Share of a question's words in one verbatim span of its passage from which it is a copy: the questions that people
-wrote for the embedded collection have .25 at most."""
+"""Share of a question's words in one verbatim span of its passage from which it is a copy."""
 QUESTION_TOKENS = 40
 _SAMPLE = 5000
 _GENERIC = frozenset(
