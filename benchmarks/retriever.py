@@ -2,8 +2,9 @@
 
 `plain`: MultipleNegativesRanking, batch 32, learning rate 2e-5, warm-up 10 %, 2 epochs, in-batch negatives, float32.
 `plain + mined`: the same with one hard negative a pair from the library's own `mine_hard_negatives`. `ragbench`: the
-defaults that the notebooks declare, on the labelled pairs. All are judged on test over the whole corpus, once each, and
-fused with BM25. Seconds hold everything after the base model's evaluation: mining, looks at dev, training.
+defaults that the notebooks declare, on the labelled pairs, in bfloat16 where that is faster (`dtype: auto`). All are
+judged on test over the whole corpus in float32, once each, and fused with BM25. Seconds hold everything after the base
+model's evaluation: mining, looks at dev, training.
 
 To try other settings of ragbench's, `--split dev --variants ragbench --set retriever_neighbourhood=1`.
 
@@ -32,6 +33,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from ragbench.collection.load import load_collection
 from ragbench.collection.schema import Collection, passage_texts
+from ragbench.devices import choose_dtype
 from ragbench.evaluation.evaluate import choose_questions, retrieval_scores
 from ragbench.models import resolve_model
 from ragbench.retrieval.retrieve import Retriever
@@ -129,6 +131,7 @@ def ragbench_with(changed: dict[str, Any], data: Collection, pairs: list[Pair], 
             warmup_steps=default["retriever_warmup"],
             weight_decay=default["retriever_weight_decay"],
             max_grad_norm=1.0,
+            bf16=choose_dtype("cpu", default["dtype"]) == torch.bfloat16,
             use_cpu=True,
             eval_strategy="steps",
             eval_steps=default["retriever_evaluate_every"],
