@@ -122,7 +122,7 @@ def compare(
             aurocs[name].append(auroc(labels[drawn], values[drawn]))
         for kind, threshold in thresholds.items():
             accuracies[kind].append(balanced_accuracy(labels[drawn], scores[kind][drawn] >= threshold))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, values in scores.items():
         row = {"score": name, "n": len(labels), "supported": int(labels.sum()), "auroc": auroc(labels, values)}
         row["auroc_ci"] = interval(aurocs[name])

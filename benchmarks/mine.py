@@ -24,7 +24,8 @@ from ragbench.collection.load import load_collection
 from ragbench.collection.schema import Collection, Query, corpus_from_rows, passage_texts
 from ragbench.models import resolve_model
 from ragbench.retrieval.encoder import open_encoder
-from ragbench.training.negatives import Mining, mine
+from ragbench.training.candidates import Mining
+from ragbench.training.negatives import mine
 from ragbench.training.pairs import Pair, labelled_pairs
 
 MODEL = "all-MiniLM-L6-v2"

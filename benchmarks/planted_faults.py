@@ -69,12 +69,15 @@ def main() -> None:
     options = arguments(__doc__ or "")
     # The thresholds were set by looking at seeds 100 to 104; these are others.
     seeds = range(1) if options.quick else range(5)
-    strengths = slice(1, 2) if options.quick else slice(None)  # quick: only the strong version of each fault
+    first = 1 if options.quick else 0  # quick: only the strong version of each fault
     encoder = open_encoder("all-MiniLM-L6-v2")
     world = make_world(encoder)
-    work = [(fault, strength, seed) for fault in FAULTS for strength in fault.strengths[strengths] for seed in seeds]
+    work: list[tuple[Fault, float, int]] = [
+        (fault, strength, seed) for fault in FAULTS for strength in fault.strengths[first:] for seed in seeds
+    ]
     work += [(HEALTHY, 0.0, seed) for seed in range(4 if options.quick else 20)]
-    rows = [audit(world, *job, encoder) for job in tqdm(work, desc="auditing", unit="pipeline")]
+    bar = tqdm(work, desc="auditing", unit="pipeline")
+    rows = [audit(world, fault, strength, seed, encoder) for fault, strength, seed in bar]
     confusion(rows)
     planted = [row for row in rows if row["planted"] != HEALTHY.name]
     healthy = [row for row in rows if row["planted"] == HEALTHY.name]

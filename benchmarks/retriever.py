@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -161,7 +161,8 @@ VARIANTS: dict[str, Variant] = {
 def scored(data: Collection, retriever: Retriever, split: str) -> dict[str, float]:
     questions = choose_questions(data, [split])
     found: dict[str, float] = {}
-    for name, method in (("ndcg@10", "dense"), ("fused ndcg@10", "fusion")):
+    methods: dict[str, Literal["dense", "fusion"]] = {"ndcg@10": "dense", "fused ndcg@10": "fusion"}
+    for name, method in methods.items():
         _, scores = retrieval_scores(name, data, questions, replace(retriever, method=method))
         found[name] = round(float(scores.loc[scores["metric"] == "ndcg@10", "value"].mean()), 4)
     return found

@@ -16,6 +16,8 @@ collection_app = typer.Typer(no_args_is_help=True, help="Look at and convert col
 cache_app = typer.Typer(no_args_is_help=True, help="The content-addressed caches.")
 app.add_typer(collection_app, name="collection")
 app.add_typer(cache_app, name="cache")
+openai_app = typer.Typer(no_args_is_help=True, help="Fine-tune a served generator through OpenAI's API.")
+app.add_typer(openai_app, name="openai")
 
 # Imports stand inside the commands: most load libraries for seconds that `ragbench --help` need not wait for.
 
@@ -125,6 +127,64 @@ def cache_clear(
     from ragbench import cache
 
     print(f"Freed {cache.clear(name) / 2**20:.1f} MiB")
+
+
+OpenaiFolder = Annotated[Path, typer.Argument(help="The folder that `export` wrote.")]
+BaseUrl = Annotated[str, typer.Option(envvar="OPENAI_BASE_URL", help="The server's base URL.")]
+OPENAI = "https://api.openai.com/v1"
+
+
+@openai_app.command("export")
+def openai_export(
+    run_folder: Annotated[Path, typer.Argument(help="A folder of results with 02_data_prep, e.g. runs/quickstart.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write; a new folder.")],
+    model: Annotated[str, typer.Option(help="The served model to fine-tune, e.g. gpt-4.1-mini-2025-04-14.")],
+    price: Annotated[float, typer.Option(help="US dollars for a million training tokens, from its price list.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 3,
+) -> None:
+    """Write the generator's examples as checked chat JSONL, with what training on them costs at most."""
+    from ragbench.training.openai_files import export
+
+    examples = run_folder / "02_data_prep" / "generator.parquet"
+    summary = export(examples, folder, model=model, epochs=epochs, price=price)
+    print(f"Written: {_shown(folder)}. {summary.in_words()}")
+
+
+@openai_app.command("submit")
+def openai_submit(
+    folder: OpenaiFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="Start it; without this only the cost is shown.")] = False,
+    base_url: BaseUrl = OPENAI,
+) -> None:
+    """Upload an export and start its job, once; without --yes only say what it costs."""
+    from ragbench.training.openai_files import read_summary
+    from ragbench.training.openai_jobs import connect, submit
+
+    print(read_summary(folder).in_words())
+    if not yes:
+        raise RagbenchError("Nothing was sent. Add --yes to start the job at this cost.")
+    print(f"Started job {submit(folder, connect(base_url))['job']}. Follow it: ragbench openai status {_shown(folder)}")
+
+
+@openai_app.command("status")
+def openai_status(folder: OpenaiFolder, base_url: BaseUrl = OPENAI) -> None:
+    """Show how an export's job stands."""
+    from ragbench.training.openai_jobs import connect, server_of, status
+
+    state = status(folder, connect(server_of(folder, base_url)))
+    tokens = f", {state['trained_tokens']:,} tokens trained" if state["trained_tokens"] else ""
+    print(f"{state['job']}: {state['status']}{tokens}" + (f"; {state['error']}" if state["error"] else ""))
+    for event in state["events"]:
+        print(f"  {event}")
+
+
+@openai_app.command("fetch")
+def openai_fetch(folder: OpenaiFolder, base_url: BaseUrl = OPENAI) -> None:
+    """Write params.yaml, with the tuned model as the generator, once the job has succeeded."""
+    from ragbench.training.openai_jobs import connect, fetch, server_of
+
+    path = fetch(folder, connect(server_of(folder, base_url)))
+    print(f"Written: {_shown(path)}. Put its lines into a params file to answer with the tuned model.")
 
 
 def _experiment(params: Path, out: Path | None) -> "Experiment":

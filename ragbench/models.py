@@ -5,6 +5,7 @@ local folder, a Hugging Face hub id. Only safetensors are ever loaded: no pickle
 """
 
 import importlib.util
+import json
 import shutil
 import sys
 import tempfile
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from ragbench.cache import cache_folder
 from ragbench.errors import RagbenchError
-from ragbench.files import sha256_file, sha256_folder
+from ragbench.files import sha256_file, sha256_folder, sha256_text
 
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "**/*.json", "**/*.safetensors"]
 _IDENTITY = ("**/*.safetensors", "**/*.json", "**/*.txt", "**/*.model", "**/*.jinja")
 
@@ -76,8 +78,32 @@ def resolve_model(name: str, revision: str = "") -> Path:
 
 
 def model_hash(folder: Path) -> str:
-    """Return one SHA-256 over a model folder's weights, configuration and tokenizer: what its outputs depend on."""
-    return sha256_folder(folder, _IDENTITY)
+    """Return one SHA-256 over a model folder's weights, configuration and tokenizer: what its outputs depend on.
+
+    For an adapter that is also the model it adapts.
+    """
+    own, base = sha256_folder(folder, _IDENTITY), adapted_model(folder)
+    return own if base is None else sha256_text(own, model_hash(base))
+
+
+def adapted_model(folder: Path) -> Path | None:
+    """Return the folder of the model that a PEFT adapter belongs to; None for a whole model.
+
+    Raises:
+        RagbenchError: that model is not to be had, or the adapter's configuration cannot be read.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name, revision = config["base_model_name_or_path"], config.get("revision") or ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RagbenchError(f"{path} is no configuration of an adapter ({type(error).__name__}: {error}).") from error
+    try:
+        return resolve_model(name or "", revision)
+    except RagbenchError as error:
+        raise RagbenchError(f"{path} names the model it adapts ('base_model_name_or_path'). {error}") from error
 
 
 def packaged_file(model: PackagedModel) -> Path | None:

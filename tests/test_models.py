@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ragbench.errors import RagbenchError
-from ragbench.models import PACKAGED, model_hash, packaged_file, resolve_model
+from ragbench.generation.local import load_model, longest_input
+from ragbench.models import PACKAGED, adapted_model, model_hash, packaged_file, resolve_model
 from ragbench.retrieval.encoder import encode, open_encoder
 
 
@@ -159,3 +160,58 @@ def test_the_hash_follows_weights_configuration_and_tokenizer_but_not_the_place(
         (copy / name).write_bytes((copy / name).read_bytes() + b" ")
         seen.add(model_hash(copy))
     assert len(seen) == 5
+
+
+@pytest.fixture
+def adapter(tiny_generator, tmp_path):
+    """A PEFT adapter on a copy of the tiny generator, whose weights have moved."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = shutil.copytree(tiny_generator, tmp_path / "base")
+    network = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.5)
+    network.save_pretrained(tmp_path / "adapter")
+    for path in base.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def logits(network):
+    with torch.inference_mode():
+        return network(input_ids=torch.arange(5, 25)[None]).logits
+
+
+def test_an_adapter_is_added_to_the_model_that_it_names(adapter, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    assert adapted_model(adapter) == tmp_path / "base" and adapted_model(tmp_path / "base") is None
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = load_model(resolve_model(str(adapter)), model_hash(adapter), "cpu", torch.float32)
+    assert not (logits(loaded) - logits(plain)).abs().max() < 0.1
+    assert torch.allclose(logits(loaded), logits(PeftModel.from_pretrained(plain, adapter)), atol=1e-4)
+    assert longest_input(str(adapter)) == 1024 and not any("lora" in name for name, _ in loaded.named_modules())
+
+
+def test_an_adapters_hash_follows_the_model_that_it_adapts(adapter, tmp_path):
+    before = model_hash(adapter)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({name: weight * 2 for name, weight in weights.items()}, tmp_path / "base" / "model.safetensors")
+    assert model_hash(adapter) != before
+
+
+def test_an_adapter_whose_model_is_not_there_says_which_file_names_it(adapter, tmp_path):
+    shutil.rmtree(tmp_path / "base")
+    with pytest.raises(RagbenchError, match=r"adapter_config.json names the model it adapts .*base"):
+        model_hash(adapter)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_broken_configuration_of_an_adapter_is_an_error_that_names_it(adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(RagbenchError, match=r"adapter_config.json is no configuration of an adapter"):
+        model_hash(adapter)

@@ -23,7 +23,7 @@ from ragbench.files import sha256_text
 from ragbench.generation.answers import Completion, cache_completions, cached_completions
 from ragbench.generation.decoding import can_decode, greedy
 from ragbench.generation.prompts import Message, TokenCount
-from ragbench.models import model_hash, resolve_model
+from ragbench.models import adapted_model, model_hash, resolve_model
 
 
 def token_counter(model: str, revision: str = "") -> TokenCount:
@@ -35,7 +35,8 @@ def token_counter(model: str, revision: str = "") -> TokenCount:
 
 def longest_input(model: str, revision: str = "") -> int | None:
     """Return how many tokens a model can read, prompt and answer together; None if its configuration does not tell."""
-    config = AutoConfig.from_pretrained(resolve_model(model, revision), local_files_only=True)
+    folder = resolve_model(model, revision)
+    config = AutoConfig.from_pretrained(adapted_model(folder) or folder, local_files_only=True)
     return getattr(config, "max_position_embeddings", None)
 
 
@@ -87,12 +88,30 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
     """Return the prompt's text in the model's chat template, or plainly for a model without one."""
     if tokenizer.chat_template is None:
         return "\n\n".join(message["content"] for message in messages) + "\n\nAnswer:"
+    return _templated(tokenizer, messages, add_generation_prompt=True)
+
+
+def render_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str) -> str:
+    """Return what a model is to write after the prompt that `render` gives: the answer, and its turn's end if any."""
+    if tokenizer.chat_template is None:
+        return f" {answer}"
+    prompt = render(tokenizer, messages)
+    whole = _templated(tokenizer, [*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+    # Templates that write past turns otherwise than new ones (without their thoughts, say) tell no end.
+    return whole.removeprefix(prompt).rstrip() if whole.startswith(prompt) else answer
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
     except TemplateError:
         # Some templates know no system role: then the instruction opens the user's message.
-        merged = [{"role": "user", "content": "\n\n".join(message["content"] for message in messages)}]
-        return str(tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=True))
+        asked = [message["content"] for message in messages if message["role"] != "assistant"]
+        replies = [message for message in messages if message["role"] == "assistant"]
+        merged = [{"role": "user", "content": "\n\n".join(asked)}, *replies]
+        return str(tokenizer.apply_chat_template(merged, tokenize=False, add_generation_prompt=add_generation_prompt))
 
 
 def _batches(prompts: dict[str, list[int]], rows: int, tokens: int, new_tokens: int) -> Iterator[list[str]]:
@@ -118,8 +137,8 @@ def _generate(
     network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[Completion]:
     started = time.perf_counter()
-    ends = _end_tokens(network, tokenizer)
-    decode = greedy if can_decode(network) else _greedy_by_generate
+    ends = end_tokens(network, tokenizer)
+    decode = greedy if can_decode(network) else greedy_by_generate
     produced = decode(network, prompts, max_new_tokens=max_new_tokens, ends=ends)
     seconds = (time.perf_counter() - started) / len(prompts)
     completions: list[Completion] = []
@@ -130,14 +149,15 @@ def _generate(
     return completions
 
 
-def _end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of the tokens that end an answer."""
     configured = network.generation_config.eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in [*ends, tokenizer.eos_token_id] if token is not None})
 
 
 @torch.inference_mode()
-def _greedy_by_generate(
+def greedy_by_generate(
     network: PreTrainedModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, ends: Sequence[int]
 ) -> list[list[int]]:
     """Do what `decoding.greedy` does with the library's `generate`, for models with other kinds of cache."""
@@ -164,8 +184,19 @@ def load_tokenizer(folder: Path, version: str) -> PreTrainedTokenizerBase:
 
 @lru_cache(maxsize=1)
 def load_model(folder: Path, version: str, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a resolved model for inference; the last one stays in memory. `version` is the model's hash."""
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    """Load a resolved model for inference; the last one stays in memory. `version` is the model's hash.
+
+    A PEFT adapter is added to the weights of the model that it belongs to: so it costs nothing when answering.
+    """
+    base = adapted_model(folder)
+    network = AutoModelForCausalLM.from_pretrained(
+        base or folder, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    if base is not None:
+        # Importing PEFT takes seconds, which a whole model need not spend.
+        from peft import PeftModel
+
+        network = PeftModel.from_pretrained(network, folder, local_files_only=True).merge_and_unload()
     # Only the end tokens of the model's settings: penalties and sampling would make the answers other than greedy.
     network.generation_config = GenerationConfig(eos_token_id=network.generation_config.eos_token_id)
     return network.to(device).eval()  # type: ignore[arg-type]  # a decorator hides the signature

@@ -4,21 +4,17 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
-from ragbench.errors import RagbenchError
 from ragbench.files import write_json
 from ragbench.training import guards
 from ragbench.training.blending import blend
 from ragbench.training.callbacks import Clock
-
-MODEL, RECORD = "model", "record.json"
+from ragbench.training.checkpoints import MODEL, RECORD, best_checkpoint, drop_checkpoints, tidy_log
 
 
 def finish(
@@ -46,7 +42,7 @@ def finish(
     """
     state, metric = trainer.state, evaluator.primary_metric or ""
     model = _best(trainer, folder)
-    log = _tidy_log(state.log_history, f"eval_{metric}")
+    log = tidy_log(state.log_history, {f"eval_{metric}": "dev"})
     after = {name: weight.detach().cpu() for name, weight in model.named_parameters() if name in before}
     steps = log.dropna(subset=["grad_norm", "loss"])
     checked = (
@@ -74,31 +70,14 @@ def finish(
         "guards": [dataclasses.asdict(guard) for guard in checked],
     }
     write_json(folder / RECORD, record)
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    drop_checkpoints(folder)
 
 
 def _best(trainer: SentenceTransformerTrainer, folder: Path) -> SentenceTransformer:
-    """Open the best checkpoint: where the trainer itself fails to, it only logs that and keeps the last weights."""
-    step = trainer.state.best_global_step
-    if not step:
+    path = best_checkpoint(trainer.state, folder)
+    if path is None:
         return trainer.model
-    path = folder / f"checkpoint-{step}"
-    if not path.is_dir():
-        raise RagbenchError(f"The best checkpoint {path} is gone. Delete {folder}, and train again.")
     return SentenceTransformer(str(path), device=str(trainer.model.device), local_files_only=True)
-
-
-def _tidy_log(history: list[dict[str, Any]], metric: str) -> pd.DataFrame:
-    """Return a row a step from the trainer's history, in which losses and evaluations are rows of their own."""
-    steps: dict[int, dict[str, Any]] = {}
-    for entry in history:
-        row = steps.setdefault(entry["step"], {"step": entry["step"], "epoch": entry["epoch"]})
-        row |= {name: entry[name] for name in ("loss", "learning_rate", "grad_norm") if name in entry}
-        if metric in entry:
-            row["dev"] = entry[metric]
-    columns = ["step", "epoch", "loss", "learning_rate", "grad_norm", "dev"]
-    return pd.DataFrame(steps.values()).reindex(columns=columns)
 
 
 def _weights(base: Path) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -67,6 +68,12 @@ def not_collapsed(passages: np.ndarray, best_before: Sequence[str], best_after: 
     )
 
 
-def dev_did_not_fall(before: float, after: float) -> Guard:
+def dev_did_not_fall(before: float, after: float, measure: str = "nDCG@10") -> Guard:
     """Check that the best checkpoint is not below the model as it came."""
-    return Guard("dev did not fall", after >= before, f"nDCG@10 {before:.3f} before, {after:.3f} after")
+    return Guard("dev did not fall", after >= before, f"{measure} {before:.3f} before, {after:.3f} after")
+
+
+def guard_table(checked: Sequence[Guard]) -> pd.DataFrame:
+    """Return columns check, holds, measured."""
+    rows = [(guard.name, "yes" if guard.holds else "NO", guard.measured) for guard in checked]
+    return pd.DataFrame(rows, columns=["check", "holds", "measured"])

@@ -55,18 +55,12 @@ def check(tuned: Tuned, before: Outcome, after: Outcome, collection: Collection,
     return [
         *tuned.guards,
         guards.not_collapsed(encode(encoder, passage_texts(collection, rows), "passage"), *first),
-        guards.dev_did_not_fall(*means),
+        guards.dev_did_not_fall(means[0], means[1]),
     ]
 
 
 def _mean(scores: pd.DataFrame, split: str) -> float:
     return float(scores.loc[(scores["split"] == split) & (scores["metric"] == METRIC), "value"].mean())
-
-
-def guard_table(checked: Sequence[Guard]) -> pd.DataFrame:
-    """Return columns check, holds, measured."""
-    rows = [(guard.name, "yes" if guard.holds else "NO", guard.measured) for guard in checked]
-    return pd.DataFrame(rows, columns=["check", "holds", "measured"])
 
 
 def tried_table(tried: Sequence[Tuned]) -> pd.DataFrame:

@@ -7,7 +7,6 @@ killed training goes on from its last checkpoint, and one that has ended is not 
 import dataclasses
 import itertools
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,12 +30,11 @@ from ragbench.models import model_hash, resolve_model
 from ragbench.retrieval.encoder import encode, open_encoder
 from ragbench.training import guards
 from ragbench.training.callbacks import Clock, Progress, StopAtNaN
+from ragbench.training.checkpoints import MODEL, RECORD, STORE, last_checkpoint, settings
 from ragbench.training.contrast import ROW, NeighbourhoodSampler
-from ragbench.training.finishing import MODEL, RECORD, finish
+from ragbench.training.finishing import finish
 from ragbench.training.losses import build_loss
 
-STORE = "training"
-"""The part of the cache folder with checkpoints and finished models."""
 BOOKKEEPING: dict[str, Any] = {
     "greater_is_better": True,
     "logging_steps": 1,
@@ -46,9 +44,10 @@ BOOKKEEPING: dict[str, Any] = {
     "dataloader_pin_memory": False,
 }
 """Arguments of the trainer that change nothing in what is learned, and that `fine_tune` relies on."""
-_OWN = ("output_dir", "run_name", "logging_dir", "hub_token", "push_to_hub_token")
-"""Arguments that say where, not how: they do not change what is learned."""
-_CODE = ("blending.py", "callbacks.py", "contrast.py", "finishing.py", "guards.py", "losses.py", "retriever.py")
+_CODE = (
+    "blending.py", "callbacks.py", "checkpoints.py", "contrast.py", "finishing.py", "guards.py", "losses.py",
+    "retriever.py",
+)  # fmt: skip
 """The modules that a training depends on: an edit of any other leaves what is finished as it is."""
 
 
@@ -179,11 +178,10 @@ def _key(
     evaluator: InformationRetrievalEvaluator,
     patience: int,
 ) -> str:
-    settings = {name: value for name, value in arguments.to_dict().items() if name not in _OWN}
     return sha256_text(
         model_hash(base),
         repr(dataclasses.replace(recipe, model="", revision="")),
-        json.dumps(settings, sort_keys=True, default=str),
+        settings(arguments),
         *(sha256_text(name, *map(str, rows[name])) for name in rows.column_names),
         *map(str, evaluator.queries),
         *map(str, evaluator.corpus),
@@ -223,7 +221,7 @@ def _train(
         callbacks=[clock, Progress(), StopAtNaN(), *([EarlyStoppingCallback(patience)] if patience else [])],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     finish(trainer, base, before, evaluator, base_dev, recipe.blends, clock, folder)
 
 
@@ -260,15 +258,3 @@ def _neighbourhoods(recipe: Recipe, rows: Dataset) -> Any:
     )
     vectors = encode(encoder, rows["positive"], "passage")
     return partial(NeighbourhoodSampler, vectors=vectors, group=recipe.neighbourhood)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """Return the newest checkpoint that was written whole; the trainer's state is its last file."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in reversed(found):
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            return str(path)
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-    return None

@@ -179,8 +179,8 @@ def outcomes(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def training_curves(log: pd.DataFrame, base_dev: float, ax: Axes | None = None) -> Axes:
-    """Draw the loss of every step and, on an axis of its own, nDCG@10 on dev with the base model's as a line.
+def training_curves(log: pd.DataFrame, base_dev: float, measure: str = "nDCG@10", ax: Axes | None = None) -> Axes:
+    """Draw the loss of every step and, on an axis of its own, a measure on dev with the base model's as a line.
 
     `log` has columns step, loss, dev.
     """
@@ -191,13 +191,13 @@ def training_curves(log: pd.DataFrame, base_dev: float, ax: Axes | None = None) 
     ax.set_ylabel("loss")
     dev = log.dropna(subset=["dev"])
     right = ax.twinx()
-    right.plot([0, *dev["step"]], [base_dev, *dev["dev"]], "o-", color=COLOURS[0], label="nDCG@10 on dev")
+    right.plot([0, *dev["step"]], [base_dev, *dev["dev"]], "o-", color=COLOURS[0], label=f"{measure} on dev")
     right.axhline(base_dev, color=COLOURS[0], linewidth=1, linestyle=":")
-    right.set_ylabel("nDCG@10 on dev's passages")
+    right.set_ylabel(f"{measure} on dev")
     right.grid(visible=False)
     right.spines["right"].set_visible(True)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    ax.legend(handles, ["loss", "nDCG@10 on dev"], frameon=False, loc="upper left", bbox_to_anchor=(1.12, 1))
+    ax.legend(handles, ["loss", f"{measure} on dev"], frameon=False, loc="upper left", bbox_to_anchor=(1.12, 1))
     return ax
 
 

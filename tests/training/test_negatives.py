@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from ragbench.collection.schema import Collection, Query, corpus_from_rows
 from ragbench.errors import RagbenchError
 from ragbench.retrieval.encoder import Encoder, encode, open_encoder
-from ragbench.training.negatives import OUTCOMES, Mining, filled, mine
+from ragbench.training.candidates import Mining
+from ragbench.training.negatives import OUTCOMES, filled, mine
 from ragbench.training.pairs import Pair, labelled_pairs
 
 ASKED = WORDS[0]

@@ -16,12 +16,11 @@ from ragbench.evaluation.scores import summarise
 from ragbench.retrieval.encoder import open_encoder
 from ragbench.retrieval.retrieve import Retriever
 from ragbench.training.dev import HELD_OUT, LABELLED, DevSet, choose_dev
-from ragbench.training.guards import Guard
+from ragbench.training.guards import Guard, guard_table
 from ragbench.training.pairs import labelled_pairs
 from ragbench.training.result import (
     check,
     decide,
-    guard_table,
     questions_to_compare,
     save_retriever,
     tried_table,

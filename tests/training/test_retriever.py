@@ -22,8 +22,9 @@ from ragbench.evaluation.evaluate import choose_questions, retrieval_scores
 from ragbench.retrieval.encoder import open_encoder
 from ragbench.retrieval.retrieve import Retriever
 from ragbench.training import finishing
+from ragbench.training.candidates import Mining
 from ragbench.training.dev import choose_dev, dev_evaluator
-from ragbench.training.negatives import Mining, filled, mine
+from ragbench.training.negatives import filled, mine
 from ragbench.training.pairs import labelled_pairs
 from ragbench.training.retriever import Recipe, fine_tune, fine_tune_each, open_for_training
 from ragbench.training.rows import training_rows
