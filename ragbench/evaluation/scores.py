@@ -22,7 +22,9 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0, resamples: int = 2000)
     if len(values) < 2:
         return None
     result = bootstrap((values,), np.mean, n_resamples=resamples, confidence_level=0.95, method="percentile", rng=seed)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    # Sorted, as for equal values rounding can put the lower end above the upper one.
+    low, high = sorted((float(result.confidence_interval.low), float(result.confidence_interval.high)))
+    return low, high
 
 
 def summarise(scores: pd.DataFrame, seed: int = 0) -> dict[str, Any]:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ragbench.evaluation.scores import COLUMNS, bootstrap_interval, summarise, write_scores
@@ -45,6 +45,7 @@ def test_constant_values_have_an_interval_of_that_value(value):
 
 @settings(max_examples=40, deadline=None)
 @given(values=st.lists(st.floats(0, 1), min_size=2, max_size=30))
+@example(values=[0.3553222055117769, 0.3553222055117769])
 def test_the_interval_lies_within_the_values(values):
     low, high = bootstrap_interval(np.array(values), resamples=200)
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
