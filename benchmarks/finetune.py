@@ -159,9 +159,12 @@ def our_trainer(train: Dataset, dev: Dataset, steps: int, rank: int, seed: int, 
 
 def main() -> None:
     chosen = arguments(__doc__.splitlines()[0], options)
-    questions, test, steps = (40, 20, 4) if chosen.quick else (chosen.questions, chosen.test_questions, chosen.steps)
+    questions, test, steps = (16, 8, 2) if chosen.quick else (chosen.questions, chosen.test_questions, chosen.steps)
     data = load_collection(str(chosen.folder.resolve()))
-    train, dev = examples(data, "train", questions, chosen.seed), examples(data, "dev", 60, chosen.seed)
+    train, dev = (
+        examples(data, "train", questions, chosen.seed),
+        examples(data, "dev", 8 if chosen.quick else 60, chosen.seed),
+    )
     rows = speed(train, dev, steps, chosen.rank, chosen.seed) if steps else []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["RAGBENCH_CACHE"] = cache

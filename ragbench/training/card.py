@@ -7,6 +7,7 @@ from typing import Any
 
 from ragbench.collection.schema import Collection
 from ragbench.files import write_json, write_text
+from ragbench.training.cards import listed
 from ragbench.training.dev import LABELLED, DevSet
 from ragbench.training.example_checks import Checked
 from ragbench.training.negatives import Mined
@@ -56,19 +57,19 @@ def card(known: Mapping[str, Any], parameters: Mapping[str, Any]) -> str:
     dev = "the collection's dev split" if labelled else "pairs held back from training, by document: nothing labelled"
     negatives = known["negatives"]
     sections = {
-        "Pairs for the retriever, by source": _list(known["pairs"]),
-        "Questions removed": _list(known["removed"]),
+        "Pairs for the retriever, by source": listed(known["pairs"]),
+        "Questions removed": listed(known["removed"]),
         "Hard negatives": (
             f"{negatives['mined']} mined, {negatives['asked for each pair']} asked for each pair; "
             f"{negatives['pairs with fewer']} pairs had fewer left and were filled up at random.\n\n"
-            f"What became of the candidates:\n\n{_list(negatives['candidates'])}"
+            f"What became of the candidates:\n\n{listed(negatives['candidates'])}"
         ),
-        "Examples for the generator, by kind": _list(known["generator examples"]),
-        "Examples rejected": _list(known["generator examples rejected"]),
+        "Examples for the generator, by kind": listed(known["generator examples"]),
+        "Examples rejected": listed(known["generator examples rejected"]),
         "Choosing": f"{known['dev']['questions']} questions: {dev}.",
-        "Splits of the collection (questions)": _list(known["splits"]),
-        "Made with": _list(parameters),
-        "SHA-256": _list(known["files"]),
+        "Splits of the collection (questions)": listed(known["splits"]),
+        "Made with": listed(parameters),
+        "SHA-256": listed(known["files"]),
     }
     text = "\n\n".join(f"## {title}\n\n{body}" for title, body in sections.items())
     return (
@@ -85,7 +86,3 @@ def write_card(known: Mapping[str, Any], parameters: Mapping[str, Any], folder: 
     write_json(folder / "data_card.json", known)
     write_text(folder / "data_card.md", text)
     return text
-
-
-def _list(entries: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in entries.items()) or "none"

@@ -5,7 +5,6 @@ on.
 """
 
 import dataclasses
-import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ from ragbench.training.checkpoints import (
     tidy_log,
 )
 from ragbench.training.generator_model import Recipe, open_for_training, plain_model, trained_weights
+from ragbench.training.grid import grid
 
 BOOKKEEPING: dict[str, Any] = {
     "greater_is_better": True,
@@ -108,17 +108,9 @@ def fine_tune_each(
     Raises:
         RagbenchError: nothing to train with or to choose from, or what `fine_tune` raises.
     """
-    if not learning_rates or not epochs:
-        raise RagbenchError("generator_learning_rates and generator_epochs need at least one value each.")
     found = [
-        fine_tune(
-            recipe,
-            dataclasses.replace(arguments, learning_rate=rate, num_train_epochs=length),
-            examples,
-            exam,
-            patience=patience,
-        )
-        for rate, length in itertools.product(learning_rates, epochs)
+        fine_tune(recipe, each, examples, exam, patience=patience)
+        for each in grid(arguments, learning_rates, epochs, "generator")
     ]
     return sorted(found, key=lambda tuned: -tuned.best[CRITERION])
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ragbench.training.cards import listed, measured
 from ragbench.training.generator import Tuned
 from ragbench.training.generator_model import Recipe
 
@@ -23,12 +24,6 @@ def model_card(
     """
     name = recipe.model.rpartition("/")[2]
     examples = ", ".join(f"{count} {kind}" for kind, count in data["generator examples"].items())
-    table = "\n".join(
-        f"| {split} | {metric} | {_cell(metrics['base'][split][metric])} | {_cell(values[metric])} |"
-        for split, values in metrics["generator"].items()
-        for metric in values
-    )
-    made = "\n".join(f"- {name}: {value}" for name, value in parameters.items())
     whole = recipe.method == "full"
     return f"""---
 library_name: {"transformers" if whole else "peft"}
@@ -46,14 +41,7 @@ the question. It cites by id in brackets, and says so when the passages do not t
 {_LOAD[whole].format(model=recipe.model)}
 ```
 
-## Measured
-
-Mean over questions with its 95 % bootstrap interval. Dev chose the checkpoint, so its numbers flatter; the test split
-was not looked at here.
-
-| split | metric | as it came | after tuning |
-|---|---|---|---|
-{table}
+{measured(metrics, "generator")}
 
 ## The training
 
@@ -61,7 +49,7 @@ Examples (train and dev): {examples}. {tuned.steps} steps of {tuned.seconds:.0f}
 included; learning rate {tuned.learning_rate:g}, {tuned.epochs:g} epochs, {tuned.trained:,} numbers trained; best at
 step {tuned.best_step}.
 
-{made}
+{listed(parameters)}
 """
 
 
@@ -75,8 +63,3 @@ from transformers import AutoModelForCausalLM
 base = AutoModelForCausalLM.from_pretrained("path/to/{model}")
 model = PeftModel.from_pretrained(base, "path/to/this/folder")""",
 }
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    interval = f" [{entry['ci'][0]:.3f}, {entry['ci'][1]:.3f}]" if entry["ci"] else ""
-    return "–" if entry["mean"] is None else f"{entry['mean']:.3f}{interval} (n = {entry['scored']})"

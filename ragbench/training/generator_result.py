@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from ragbench.devices import choose_device
 from ragbench.evaluation.answer_metrics import refuses, token_f1, words
 from ragbench.evaluation.comparison import Comparison, paired
 from ragbench.evaluation.evaluate import Outcome, Questions
-from ragbench.evaluation.scores import bootstrap_interval, write_scores
-from ragbench.files import write_json, write_text
+from ragbench.evaluation.scores import bootstrap_interval
+from ragbench.files import write_text
 from ragbench.generation.answers import write_answers
 from ragbench.generation.generate import Generator, complete
 from ragbench.generation.local import load_model, load_tokenizer
@@ -24,6 +23,7 @@ from ragbench.generation.prompts import CLOSED_BOOK
 from ragbench.models import model_hash
 from ragbench.training import guards
 from ragbench.training.answering import CRITERION
+from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
 from ragbench.training.generator import Tuned
 from ragbench.training.guards import Guard
 
@@ -140,20 +140,11 @@ def decide(
     checked: Sequence[Guard], comparisons: Sequence[Comparison], known: Mapping[str, float | None]
 ) -> dict[str, Any]:
     """Return {"kept": "tuned" or "base", "reason", "notes"}: the base is kept if any check fails."""
-    failed = [guard for guard in checked if not guard.holds]
-    notes = [_in_words(c) for c in comparisons if c.metric in MEASURES and c.n]
+    notes = [change_in_words(c, c.metric) for c in comparisons if c.metric in MEASURES and c.n]
     if all(value is not None for value in known.values()):
         each = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
         notes.append(f"Without any passage, answer F1 on dev: {each}.")
-    if failed:
-        reason = "; ".join(f"{guard.name}: no ({guard.measured})" for guard in failed)
-        return {"kept": "base", "reason": f"The base model is kept. {reason}.", "notes": notes}
-    return {"kept": "tuned", "reason": "The tuned model is kept: every check holds.", "notes": notes}
-
-
-def _in_words(comparison: Comparison) -> str:
-    interval = f" [{comparison.ci[0]:+.3f}, {comparison.ci[1]:+.3f}]" if comparison.ci else ""
-    return f"{comparison.metric} on {comparison.split}: {comparison.difference:+.3f}{interval}, n = {comparison.n}."
+    return kept_or_not(checked, notes)
 
 
 def tried_table(tried: Sequence[Tuned]) -> pd.DataFrame:
@@ -201,7 +192,4 @@ def write_results(
     """Write what 04_generator leaves beside the model: answers, scores, metrics, the log, the decision."""
     for outcome in outcomes:
         write_answers(outcome.answers.values(), folder / f"{outcome.system}.answers.jsonl")
-    write_scores(scores, folder / "scores.parquet")
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / "training_log.csv", tuned.log.to_csv(index=False))
-    write_json(folder / "decision.json", {**decision, "guards": [asdict(guard) for guard in checked]})
+    write_outcome(folder, tuned.log, scores, metrics, decision, checked)

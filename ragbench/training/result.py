@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import pandas as pd
 from ragbench.collection.schema import Collection, passage_texts, split_queries
 from ragbench.evaluation.comparison import Comparison
 from ragbench.evaluation.evaluate import Outcome, Questions
-from ragbench.evaluation.scores import write_scores
-from ragbench.files import write_json, write_text
+from ragbench.files import write_text
 from ragbench.models import resolve_model
 from ragbench.retrieval.encoder import Encoder, encode
 from ragbench.retrieval.runs import write_run
 from ragbench.training import guards
+from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
 from ragbench.training.dev import DEV, LABELLED, DevSet
 from ragbench.training.guards import Guard
 from ragbench.training.retriever import Recipe, Tuned
@@ -88,9 +88,8 @@ def decide(
 
     Out-of-domain loss is no reason to discard, as only dev chooses; beyond `tolerance` it is said.
     """
-    failed = [guard for guard in checked if not guard.holds]
     changes = {c.split: c for c in comparisons if c.metric == METRIC and c.n}
-    notes = [_in_words(change) for change in changes.values()]
+    notes = [change_in_words(change, "nDCG@10") for change in changes.values()]
     if OOD in changes and (changes[OOD].difference or 0.0) < -tolerance:
         notes.append(f"Out of domain it lost more than the {tolerance:g} that is tolerated.")
     if dev.kind != LABELLED:
@@ -98,15 +97,7 @@ def decide(
             "No labelled question chose: dev is made of pairs held back from training. They tell whether the retriever "
             "learned what it was shown, not how it does on the questions of people."
         )
-    if failed:
-        reason = "; ".join(f"{guard.name}: no ({guard.measured})" for guard in failed)
-        return {"kept": "base", "reason": f"The base model is kept. {reason}.", "notes": notes}
-    return {"kept": "tuned", "reason": "The tuned model is kept: every check holds.", "notes": notes}
-
-
-def _in_words(comparison: Comparison) -> str:
-    interval = f" [{comparison.ci[0]:+.3f}, {comparison.ci[1]:+.3f}]" if comparison.ci else ""
-    return f"nDCG@10 on {comparison.split}: {comparison.difference:+.3f}{interval}, {comparison.n} questions."
+    return kept_or_not(checked, notes)
 
 
 def save_retriever(
@@ -142,7 +133,4 @@ def write_results(
     """Write what 03_retriever leaves beside the model: runs, scores, metrics, the log of the training, the decision."""
     write_run(before.run, folder / f"{before.system}.trec", before.system)
     write_run(after.run, folder / f"{after.system}.trec", after.system)
-    write_scores(scores, folder / "scores.parquet")
-    write_json(folder / "metrics.json", metrics)
-    write_text(folder / "training_log.csv", tuned.log.to_csv(index=False))
-    write_json(folder / "decision.json", {**decision, "guards": [asdict(guard) for guard in checked]})
+    write_outcome(folder, tuned.log, scores, metrics, decision, checked)

@@ -5,7 +5,6 @@ killed training goes on from its last checkpoint, and one that has ended is not 
 """
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ragbench.training.callbacks import Clock, Progress, StopAtNaN
 from ragbench.training.checkpoints import MODEL, RECORD, STORE, last_checkpoint, settings
 from ragbench.training.contrast import ROW, NeighbourhoodSampler
 from ragbench.training.finishing import finish
+from ragbench.training.grid import grid
 from ragbench.training.losses import build_loss
 
 BOOKKEEPING: dict[str, Any] = {
@@ -124,17 +124,9 @@ def fine_tune_each(
     Raises:
         RagbenchError: nothing to train with or to choose from, or what `fine_tune` raises.
     """
-    if not learning_rates or not epochs:
-        raise RagbenchError("retriever_learning_rates and retriever_epochs need at least one value each.")
     found = [
-        fine_tune(
-            recipe,
-            dataclasses.replace(arguments, learning_rate=rate, num_train_epochs=length),
-            rows,
-            evaluator,
-            patience=patience,
-        )
-        for rate, length in itertools.product(learning_rates, epochs)
+        fine_tune(recipe, each, rows, evaluator, patience=patience)
+        for each in grid(arguments, learning_rates, epochs, "retriever")
     ]
     return sorted(found, key=lambda tuned: -tuned.best_dev)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ragbench.training.cards import listed, measured
 from ragbench.training.retriever import Recipe, Tuned
 
 
@@ -15,18 +16,12 @@ def model_card(
     data: Mapping[str, Any],
 ) -> str:
     """Return the card in Markdown; every number in it was measured in the run that wrote it."""
-    table = "\n".join(
-        f"| {split} | {metric} | {_cell(metrics['base'][split][metric])} | {_cell(values[metric])} |"
-        for split, values in metrics["retriever"].items()
-        for metric in values
-    )
     sources = ", ".join(f"{count} {source}" for source, count in data["pairs"].items())
     name = recipe.model.rpartition("/")[2]
     tuned_on = f"{name}, tuned on {data['collection']}"
     title = (
         tuned_on if decision["kept"] == "tuned" else f"{name} as it came: tuning on {data['collection']} was discarded"
     )
-    made = "\n".join(f"- {name}: {value}" for name, value in parameters.items())
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -44,14 +39,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder")
 ```
 
-## Measured
-
-Mean over questions with its 95 % bootstrap interval. Dev chose the checkpoint, so its numbers flatter; the test split
-was not looked at here.
-
-| split | metric | as it came | after tuning |
-|---|---|---|---|
-{table}
+{measured(metrics, "retriever")}
 
 ## The training
 
@@ -59,10 +47,5 @@ was not looked at here.
 {tuned.seconds:.0f} seconds together; learning rate {tuned.learning_rate:g}; best at step {tuned.best_step}.
 The tuned weights are a blend, {tuned.blend:.0%} of it tuned and the rest the base model's.
 
-{made}
+{listed(parameters)}
 """
-
-
-def _cell(entry: Mapping[str, Any]) -> str:
-    interval = f" [{entry['ci'][0]:.3f}, {entry['ci'][1]:.3f}]" if entry["ci"] else ""
-    return "–" if entry["mean"] is None else f"{entry['mean']:.3f}{interval} (n = {entry['scored']})"

@@ -122,7 +122,7 @@ def test_the_decision_names_what_failed_and_what_changed(monkeypatch, encoder):
     comparisons = compare(pd.concat([before.scores, after.scores]), "base", "generator")
     kept = decide([FINE], comparisons, {"base": 0.12, "generator": 0.05})
     assert kept["kept"] == "tuned"
-    assert "answer_f1 on dev: +1.000 [+1.000, +1.000], n = 2." in kept["notes"]
+    assert "answer_f1 on dev: +1.000 [+1.000, +1.000], 2 questions." in kept["notes"]
     assert "Without any passage, answer F1 on dev: base 0.120, generator 0.050." in kept["notes"]
     refused_one = decide([FINE, Guard("does not recite", False, "7 of 9")], [], {"base": None})
     assert refused_one == {
