@@ -1,5 +1,6 @@
 """What the tests share: a cache of their own, tiny models built on the spot, small collections."""
 
+import contextlib
 import json
 import os
 import socket
@@ -37,36 +38,29 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+Reply = Callable[[BaseHTTPRequestHandler, int, dict], None]
+"""What a server does with a request: the handler, how many requests came before, the request's JSON."""
+
+
 @pytest.fixture
-def chat_server() -> Iterator[Callable[[Callable[[list[dict]], str | None]], tuple[str, list[dict]]]]:
-    """Return a function that starts a server of chat completions; it gives the base URL and the requests seen.
+def serve() -> Iterator[Callable[[Reply], tuple[str, list[dict]]]]:
+    """Return a function that starts a server and gives its base URL and the requests that it has seen."""
+    servers = []
 
-    What it takes gets the messages and returns the reply, or None to refuse the prompt as too long.
-    """
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(reply: Callable[[list[dict]], str | None]) -> tuple[str, list[dict]]:
+    def start(reply: Reply) -> tuple[str, list[dict]]:
         requests: list[dict] = []
+        lock = threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                text = reply(requests[-1]["messages"])
-                choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                answer = {"id": "1", "object": "chat.completion", "choices": [choice]}
-                if text is None:
-                    answer = {"error": {"message": "This model's maximum context length is 200 tokens."}}
-                data = json.dumps(answer).encode()
-                self.send_response(400 if text is None else 200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+            with lock:
+                number = len(requests)
+                requests.append({"path": handler.path, "key": handler.headers["Authorization"], **body})
+            with contextlib.suppress(OSError):  # the client may have hung up
+                reply(handler, number, body)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        handler = type("Handler", (BaseHTTPRequestHandler,), {"do_POST": answer, "log_message": lambda *_: None})
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
         threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}/v1", requests
 
@@ -74,6 +68,32 @@ def chat_server() -> Iterator[Callable[[Callable[[list[dict]], str | None]], tup
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture
+def chat_server(serve) -> Callable[[Callable[[list[dict]], str | None]], tuple[str, list[dict]]]:
+    """Return a function that starts a server of chat completions; it gives the base URL and the requests seen.
+
+    What it takes gets the messages and returns the reply, or None to refuse the prompt as too long.
+    """
+
+    def start(reply: Callable[[list[dict]], str | None]) -> tuple[str, list[dict]]:
+        def answer(handler: BaseHTTPRequestHandler, _: int, body: dict) -> None:
+            text = reply(body["messages"])
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+            value = {"id": "1", "object": "chat.completion", "choices": [choice]}
+            if text is None:
+                value = {"error": {"message": "This model's maximum context length is 200 tokens."}}
+            data = json.dumps(value).encode()
+            handler.send_response(400 if text is None else 200)
+            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data)
+
+        return serve(answer)
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -9,8 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -47,34 +46,6 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def encoder(tiny_encoder: Path) -> Encoder:
     return open_encoder(str(tiny_encoder), device="cpu", dtype="float32")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[..., tuple[str, list[dict]]]]:
-    """Return a function that starts a server and gives its base URL and the requests that it has seen."""
-    servers = []
-
-    def start(reply: Reply) -> tuple[str, list[dict]]:
-        requests: list[dict] = []
-        lock = threading.Lock()
-
-        def answer(handler: BaseHTTPRequestHandler) -> None:
-            body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-            with lock:
-                number = len(requests)
-                requests.append({"path": handler.path, "key": handler.headers["Authorization"], **body})
-            with contextlib.suppress(OSError):  # the client may have hung up
-                reply(handler, number, body)
-
-        handler = type("Handler", (BaseHTTPRequestHandler,), {"do_POST": answer, "log_message": lambda *_: None})
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}/v1", requests
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def send(
