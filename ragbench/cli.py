@@ -55,12 +55,12 @@ def status(
     out: Annotated[Path | None, typer.Option(help="Folder of the results instead of runs/NAME.")] = None,
 ) -> None:
     """Tell for every stage whether it is complete for a params file, and if not, why."""
-    from ragbench.workbench.execution import why_stale
+    from ragbench.workbench.execution import why_left_out, why_stale
     from ragbench.workbench.project import STAGES
 
     experiment = _experiment(params, out)
     for stage in STAGES:
-        print(f"{stage:16} {why_stale(experiment, stage) or 'complete'}")
+        print(f"{stage:16} {why_left_out(experiment, stage) or why_stale(experiment, stage) or 'complete'}")
 
 
 @app.command("params")

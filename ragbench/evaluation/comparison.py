@@ -14,7 +14,7 @@ from scipy.stats import permutation_test
 from ragbench.collection.schema import Collection, Passage, Query, passages
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.cases import first_gold_ranks
-from ragbench.evaluation.evaluate import Outcome, System
+from ragbench.evaluation.evaluate import Outcome
 from ragbench.evaluation.scores import bootstrap_interval
 
 
@@ -65,6 +65,18 @@ def compare(scores: pd.DataFrame, baseline: str, system: str, *, seed: int = 0) 
                 Comparison(split, metric, baseline, system, mean, interval, p_value, p_value, len(differences))
             )
     return corrected(found)
+
+
+def pairs_of(tuned: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (baseline, system) pairs to compare: all with the base, and joint training with where it began."""
+    return [("base", name) for name in tuned] + [
+        ("both", name) for name in tuned if name == "end_to_end" and "both" in tuned
+    ]
+
+
+def compare_each(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> list[Comparison]:
+    """Compare several (baseline, system) pairs, with Holm's correction over all comparisons; see `compare`."""
+    return corrected([found for baseline, system in pairs for found in compare(scores, baseline, system, seed=seed)])
 
 
 def paired(scores: pd.DataFrame, baseline: str, system: str) -> pd.DataFrame:
@@ -185,18 +197,3 @@ def paired_ranks(collection: Collection, before: Outcome, after: Outcome) -> pd.
     first, second = (first_gold_ranks(collection, outcome.run, outcome.questions) for outcome in (before, after))
     joined = first.merge(second, on=["split", "query_id"], validate="one_to_one")
     return joined.rename(columns={"rank_x": "before", "rank_y": "after"})
-
-
-def systems_table(systems: Sequence[System]) -> pd.DataFrame:
-    """Return one row a system: what it retrieves and answers with."""
-    return pd.DataFrame(
-        {
-            "system": system.name,
-            "retrieval": system.retriever.method,
-            "retriever": system.retriever.model,
-            "passages kept": system.retriever.depth,
-            "generator": "none" if system.generator.backend == "none" else system.generator.model,
-            "passages shown": system.generator.contexts,
-        }
-        for system in systems
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from ragbench.generation.decoding import can_decode, greedy
 from ragbench.generation.local import end_tokens, greedy_by_generate
 from ragbench.training.answer_rows import prompt_tokens
 
-CRITERION = "expected_f1"
-"""The metric by which dev chooses a checkpoint: token F1 with the expected answer, which is the refusal where the
-passages do not tell; so what counts is to answer well and to know when not to."""
+CRITERION, CRITERION_IN_WORDS = "answers_and_refusals", "answers and refusals"
+"""The metric by which dev chooses a checkpoint: the harmonic mean of `answer_f1` and `refusal`. The plain mean of the
+F1 with what is expected, a refusal included, would choose a model that always refuses: it is right word for word on
+every example that expects one."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,14 @@ def measure(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, exam: 
 def scores(exam: Exam, found: Sequence[str]) -> dict[str, float]:
     """Return the means over the examples; a metric that applies to none is left out.
 
-    ``expected_f1``: `CRITERION`. ``answer_f1``, ``citation_precision``: of the examples whose passages tell the answer.
-    ``format``, ``refusal``: of all.
+    ``answer_f1``, ``citation_precision``: of the examples whose passages tell the answer. ``format``, ``refusal`` (to
+    refuse where they do not, and only there): of all. `CRITERION`: the harmonic mean of ``answer_f1`` and ``refusal``.
     """
     values: dict[str, list[float]] = {}
     for example, answer in zip(exam.examples, found, strict=True):
         expected = example["completion"][-1]["content"]
         answerable = not metrics.refuses(expected)
         row: dict[str, Any] = {
-            CRITERION: metrics.token_f1(answer, expected),
             "answer_f1": metrics.token_f1(answer, expected) if answerable else None,
             "citation_precision": metrics.citation_precision(answer, example["gold_ids"]) if answerable else None,
             "format": metrics.conforms(answer, exam.answer_format),
@@ -82,4 +83,5 @@ def scores(exam: Exam, found: Sequence[str]) -> dict[str, float]:
         for name, value in row.items():
             if value is not None:
                 values.setdefault(name, []).append(value)
-    return {name: sum(each) / len(each) for name, each in values.items()}
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    return {CRITERION: harmonic_mean([means[name] for name in ("answer_f1", "refusal") if name in means])} | means

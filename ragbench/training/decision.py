@@ -13,13 +13,19 @@ from ragbench.files import write_json, write_text
 from ragbench.training.guards import Guard
 
 
-def kept_or_not(checked: Sequence[Guard], notes: Sequence[str]) -> dict[str, Any]:
-    """Return {"kept": "tuned" or "base", "reason", "notes"}: the base is kept if any check fails."""
+def kept_or_not(
+    checked: Sequence[Guard], notes: Sequence[str], before: str = "base model", after: str = "tuned model"
+) -> dict[str, Any]:
+    """Return {"kept": "tuned" or "base", "reason", "notes"}: the base is kept if any check fails.
+
+    Args:
+        before, after: what the two are called.
+    """
     failed = [guard for guard in checked if not guard.holds]
     if failed:
         reason = "; ".join(f"{guard.name}: no ({guard.measured})" for guard in failed)
-        return {"kept": "base", "reason": f"The base model is kept. {reason}.", "notes": list(notes)}
-    return {"kept": "tuned", "reason": "The tuned model is kept: every check holds.", "notes": list(notes)}
+        return {"kept": "base", "reason": f"The {before} is kept. {reason}.", "notes": list(notes)}
+    return {"kept": "tuned", "reason": f"The {after} is kept: every check holds.", "notes": list(notes)}
 
 
 def change_in_words(change: Comparison, name: str) -> str:
@@ -35,9 +41,12 @@ def write_outcome(
     metrics: Mapping[str, Any],
     decision: Mapping[str, Any],
     checked: Sequence[Guard],
+    seconds: float,
 ) -> None:
-    """Write scores, metrics, the log of the training, and the decision with its checks."""
+    """Write scores, metrics, the log of the training, and the decision with its checks and the seconds it took."""
     write_scores(scores, folder / "scores.parquet")
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "training_log.csv", log.to_csv(index=False))
-    write_json(folder / "decision.json", {**decision, "guards": [asdict(guard) for guard in checked]})
+    write_json(
+        folder / "decision.json", {**decision, "guards": [asdict(guard) for guard in checked], "seconds": seconds}
+    )

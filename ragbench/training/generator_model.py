@@ -25,6 +25,8 @@ class Recipe:
             ``full`` (all weights).
         rank, alpha, dropout: of the adapter; its change is scaled by alpha over rank.
         targets: names of the layers that get an adapter; ``all-linear`` for all but the output layer.
+        depth: share of the blocks, from the top, whose layers get one. Below the lowest of them nothing has to be
+            computed backward, and nothing kept for it.
         device, dtype: see `ragbench.devices`; what is trained is in float32 whatever the dtype.
     """
 
@@ -35,6 +37,7 @@ class Recipe:
     alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)
+    depth: float = 1.0
     device: str = "auto"
     dtype: str = "auto"
 
@@ -79,24 +82,30 @@ def _keep_trainable(network: PreTrainedModel) -> None:
 
 
 def _with_adapter(recipe: Recipe, network: PreTrainedModel) -> PeftModel:
-    targets = "all-linear" if recipe.targets == ALL_LINEAR else list(recipe.targets)
+    linear = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)]
+    known = sorted({name.rpartition(".")[2] for name in linear} - {"lm_head"})
+    unknown = [] if recipe.targets == ALL_LINEAR else sorted(set(recipe.targets) - set(known))
+    if unknown:
+        raise RagbenchError(
+            f"generator_lora_targets names '{unknown[0]}', which {recipe.model} has no layer of. Use all-linear, or "
+            f"some of: {', '.join(known)}."
+        )
+    if not 0 < recipe.depth <= 1:
+        raise RagbenchError(f"generator_lora_depth must lie above 0 and be at most 1, found {recipe.depth}.")
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         lora_dropout=recipe.dropout,
-        target_modules=targets,
+        target_modules=known if recipe.targets == ALL_LINEAR else list(recipe.targets),
+        layers_to_transform=_upper(network, recipe.depth) if recipe.depth < 1 else None,
     )
-    linear = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)]
-    known = {name.rpartition(".")[2] for name in linear}
-    unknown = [] if targets == "all-linear" else [name for name in targets if name not in known]
-    if unknown:
-        there = ", ".join(sorted(known - {"lm_head"}))
-        raise RagbenchError(
-            f"generator_lora_targets names '{unknown[0]}', which {recipe.model} has no layer of. Use all-linear, or "
-            f"some of: {there}."
-        )
     return cast(PeftModel, get_peft_model(network, config))
+
+
+def _upper(network: PreTrainedModel, depth: float) -> list[int]:
+    blocks = int(network.config.num_hidden_layers)
+    return list(range(blocks - max(1, round(depth * blocks)), blocks))
 
 
 def plain_model(network: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from ragbench.collection.schema import Collection, split_queries
+from ragbench.collection.schema import Collection
 from ragbench.devices import choose_device
 from ragbench.evaluation.answer_metrics import refuses, token_f1, words
 from ragbench.evaluation.comparison import Comparison, paired
-from ragbench.evaluation.evaluate import Outcome, Questions
+from ragbench.evaluation.evaluate import Outcome, Questions, choose_questions
 from ragbench.evaluation.scores import bootstrap_interval
 from ragbench.files import write_text
 from ragbench.generation.answers import write_answers
@@ -22,7 +22,7 @@ from ragbench.generation.local import load_model, load_tokenizer
 from ragbench.generation.prompts import CLOSED_BOOK
 from ragbench.models import model_hash
 from ragbench.training import guards
-from ragbench.training.answering import CRITERION
+from ragbench.training.answering import CRITERION, CRITERION_IN_WORDS
 from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
 from ragbench.training.generator import Tuned
 from ragbench.training.guards import Guard
@@ -67,9 +67,12 @@ def contexts_table(examples: Dataset) -> pd.DataFrame:
     return table.reset_index()
 
 
-def questions_to_compare(collection: Collection) -> Questions:
-    """Return the questions of dev and, where the collection has it, of ood: that split shows what was forgotten."""
-    return {split: split_queries(collection, split) for split in (DEV, OOD) if split in collection.qrels}
+def questions_to_compare(collection: Collection, limit: int = 0, seed: int = 0) -> Questions:
+    """Return the questions of dev and, where the collection has it, of ood: that split shows what was forgotten.
+
+    With a `limit` above 0, that many of them, see `choose_questions`.
+    """
+    return choose_questions(collection, [split for split in (DEV, OOD) if split in collection.qrels], limit, seed)
 
 
 def closed_book(
@@ -98,9 +101,9 @@ def check(tuned: Tuned, before: Outcome, after: Outcome, examples: Dataset, tole
     """
     return [
         *tuned.guards,
-        guards.dev_did_not_fall(tuned.before[CRITERION], tuned.best[CRITERION], "F1 with what is expected"),
+        guards.dev_did_not_fall(tuned.before[CRITERION], tuned.best[CRITERION], CRITERION_IN_WORDS),
         _does_not_recite(after, examples),
-        *_ood_kept(before, after, tolerance, seed),
+        *ood_kept(before, after, tolerance, seed),
     ]
 
 
@@ -122,7 +125,8 @@ def _does_not_recite(after: Outcome, examples: Dataset) -> Guard:
     )
 
 
-def _ood_kept(before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:
+def ood_kept(before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:
+    """Check that answer F1 on ood did not clearly fall by more than is tolerated; nothing without ood."""
     pairs = paired(pd.concat([before.scores, after.scores]), before.system, after.system)
     pairs = pairs[(pairs["split"] == OOD) & (pairs["metric"] == "answer_f1")].dropna()
     if not len(pairs):
@@ -164,12 +168,24 @@ def tried_table(tried: Sequence[Tuned]) -> pd.DataFrame:
     )
 
 
-def save_generator(folder: Path, tuned: Tuned, card: str, merge: bool, dtype: torch.dtype = torch.float32) -> None:
+def save_generator(
+    folder: Path,
+    tuned: Tuned,
+    decision: Mapping[str, Any],
+    card: str,
+    merge: bool,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write the tuned generator as PEFT or Transformers left it, with a card; on request also the merged model.
+
+    Where the base is kept there is nothing to write but the card, which says why.
 
     Args:
         folder: gets ``model/``, and with `merge` ``merged/``, a whole model that needs no PEFT.
     """
+    if decision["kept"] == "base":
+        write_text(folder / "README.md", card)
+        return
     shutil.copytree(tuned.folder, folder / "model")
     write_text(folder / "model" / "README.md", card)
     if merge:
@@ -192,4 +208,4 @@ def write_results(
     """Write what 04_generator leaves beside the model: answers, scores, metrics, the log, the decision."""
     for outcome in outcomes:
         write_answers(outcome.answers.values(), folder / f"{outcome.system}.answers.jsonl")
-    write_outcome(folder, tuned.log, scores, metrics, decision, checked)
+    write_outcome(folder, tuned.log, scores, metrics, decision, checked, tuned.seconds)

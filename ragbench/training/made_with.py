@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ragbench.errors import RagbenchError
-from ragbench.files import sha256_text
+from ragbench.files import sha256_text, write_json
 from ragbench.generation.generate import Generator
 from ragbench.models import model_hash, resolve_model
 from ragbench.retrieval.retrieve import Retriever
@@ -26,6 +26,11 @@ def made_with(retriever: Retriever, generator: Generator) -> dict[str, Any]:
         "retriever": {**{name: found[name] for name in _RETRIEVER}, "encoder": encoder},
         "prompt": {**{name: shown[name] for name in _GENERATOR}, "instruction": sha256_text(shown["instruction"])},
     }
+
+
+def write_made_with(path: Path, retriever: Retriever, generator: Generator) -> None:
+    """Write `made_with` as JSON, for `check_made_with`."""
+    write_json(path, made_with(retriever, generator))
 
 
 def check_made_with(path: Path, retriever: Retriever, generator: Generator) -> None:

@@ -133,4 +133,4 @@ def write_results(
     """Write what 03_retriever leaves beside the model: runs, scores, metrics, the log of the training, the decision."""
     write_run(before.run, folder / f"{before.system}.trec", before.system)
     write_run(after.run, folder / f"{after.system}.trec", after.system)
-    write_outcome(folder, tuned.log, scores, metrics, decision, checked)
+    write_outcome(folder, tuned.log, scores, metrics, decision, checked, tuned.seconds)

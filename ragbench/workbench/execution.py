@@ -1,5 +1,6 @@
 """Running the notebooks of an experiment with papermill: in order, skipping what is current, resuming after a crash."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,20 @@ class Experiment:
 
 class StageFailed(RagbenchError):
     """A notebook stopped with an error; the message names notebook, cell and cause."""
+
+
+def why_left_out(experiment: Experiment, stage: str) -> str | None:
+    """Return why a stage is not for this experiment, or None if it is.
+
+    A notebook's metadata may say ``{"ragbench": {"only_with": {"generator_backend": "local"}}}``: there is nothing for
+    it to do with another value of that parameter.
+    """
+    notebook = json.loads(notebook_path(experiment.root, stage).read_text(encoding="utf-8"))
+    for name, value in notebook["metadata"].get("ragbench", {}).get("only_with", {}).items():
+        found = experiment.parameters(stage)[name]
+        if found != value:
+            return f"left out, as {name} is {found!r} and not {value!r}"
+    return None
 
 
 def why_stale(experiment: Experiment, stage: str) -> str | None:
@@ -100,6 +115,9 @@ def run_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> li
     ran: list[str] = []
     with _only_one(experiment.run):
         for stage in (name for name in STAGES if name in stages):
+            if left_out := why_left_out(experiment, stage):
+                print(f"{stage}: {left_out}", file=sys.stderr)
+                continue
             reason = why_stale(experiment, stage)
             if reason is None:
                 print(f"{stage}: complete", file=sys.stderr)

@@ -11,7 +11,7 @@ from ragbench.files import write_text
 from ragbench.workbench.project import STAGES
 from ragbench.workbench.reports import TEMPLATES, shortened
 from ragbench.workbench.stages import META, read_meta
-from ragbench.workbench.tables import comparison_rows, fill, metrics_rows
+from ragbench.workbench.tables import against_base, comparison_rows, fill, metrics_rows
 
 AUDIT, EVALUATION, FINDINGS = "01_audit", "06_evaluation", "findings.json"
 PLOTS = ("differences", "metrics")
@@ -25,10 +25,11 @@ def write_index(run: Path) -> Path:
     reports, and what is needed to get the same results again: parameters, versions, hashes.
     """
     metas = {stage: read_meta(run / stage) for stage in STAGES if (run / stage / META).is_file()}
-    verdict: dict[str, Any] = {"headline": "The evaluation has not run yet.", "reasons": []}
+    verdict: dict[str, Any] = {"headline": "The evaluation has not run yet."}
     columns: list[tuple[str, str]] = []
     rows: list[tuple[str, list[str]]] = []
     comparisons: list[list[str]] = []
+    changes: list[tuple[str, str]] = []
     plots: dict[str, str] = {}
     if EVALUATION in metas:
         folder = run / EVALUATION
@@ -36,6 +37,8 @@ def write_index(run: Path) -> Path:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         columns, rows = metrics_rows(metrics["systems"])
         comparisons = comparison_rows(metrics)
+        splits = dict.fromkeys(entry["split"] for entry in metrics.get("comparisons", []))
+        changes = [(split, against_base(metrics, split).data) for split in splits]
         plots = {
             name: base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
             for name in PLOTS
@@ -54,6 +57,7 @@ def write_index(run: Path) -> Path:
         columns=columns,
         rows=rows,
         comparisons=comparisons,
+        changes=changes,
         plots=plots,
         stages=[(stage, metas.get(stage), (run / stage / "report.html").is_file()) for stage in STAGES],
         parameters=yaml.safe_dump(

@@ -71,13 +71,44 @@ def metrics_table(systems: Mapping[str, Any]) -> HTML:
     return HTML(fill("metrics.html.j2", columns=columns, rows=rows))
 
 
-def tidy_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Turn the ``comparisons`` of a metrics.json into columns split, metric, difference, low, high, n."""
+def against_base(metrics: Mapping[str, Any], split: str, baseline: str = "base") -> HTML:
+    """Show one split of a metrics.json: a row a metric, the baseline's mean, and each other system against it.
+
+    Each of these has its mean, the mean paired difference with its 95 % interval, and ``better`` or ``worse`` where
+    that is clear.
+    """
+    entries = [entry for entry in metrics["comparisons"] if (entry["split"], entry["baseline"]) == (split, baseline)]
+    systems = list(dict.fromkeys(entry["system"] for entry in entries))
+    cells = {
+        (entry["metric"], entry["system"]): (
+            _mean_cell(metrics["systems"], entry["system"], split, entry["metric"]),
+            _difference_cell(entry),
+            _reading(entry),
+        )
+        for entry in entries
+    }
     rows = [
-        (entry["split"], entry["metric"], entry["difference"], *(entry["ci"] or (None, None)), entry["n"])
+        (name, _mean_cell(metrics["systems"], baseline, split, name), [cells.get((name, each)) for each in systems])
+        for name in dict.fromkeys(entry["metric"] for entry in entries)
+    ]
+    return HTML(fill("against.html.j2", baseline=baseline, systems=systems, rows=rows))
+
+
+def tidy_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Turn the ``comparisons`` of a metrics.json into columns baseline, system, split, metric, …, n."""
+    rows = [
+        (
+            entry["baseline"],
+            entry["system"],
+            entry["split"],
+            entry["metric"],
+            entry["difference"],
+            *(entry["ci"] or (None, None)),
+            entry["n"],
+        )
         for entry in comparisons
     ]
-    table = pd.DataFrame(rows, columns=["split", "metric", "difference", "low", "high", "n"])
+    table = pd.DataFrame(rows, columns=["baseline", "system", "split", "metric", "difference", "low", "high", "n"])
     return table.astype(dict.fromkeys(["difference", "low", "high"], float))
 
 

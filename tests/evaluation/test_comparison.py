@@ -18,13 +18,10 @@ from ragbench.evaluation.comparison import (
     paired,
     paired_ranks,
     randomization_test,
-    systems_table,
 )
-from ragbench.evaluation.evaluate import Outcome, System
+from ragbench.evaluation.evaluate import Outcome
 from ragbench.evaluation.scores import COLUMNS, bootstrap_interval
 from ragbench.generation.answers import Answer
-from ragbench.generation.generate import Generator
-from ragbench.retrieval.retrieve import Retriever
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=20)
 
@@ -329,11 +326,3 @@ def test_ranks_are_paired_by_question_and_missing_where_nothing_was_found(whole,
     assert list(ranks.columns) == ["split", "query_id", "before", "after"]
     found = {row.query_id: (row.before, row.after) for row in ranks.fillna(0).itertuples()}
     assert found == {"up": (3, 1), "upper": (3, 0), "down": (1, 0), "same": (3, 3), "far": (3, 3)}
-
-
-def test_the_table_of_systems_tells_what_differs():
-    systems = [System("base", Retriever(), Generator()), System("retriever", Retriever(model="/m"), Generator("none"))]
-    shown = systems_table(systems)
-    assert shown["system"].tolist() == ["base", "retriever"]
-    assert shown["retriever"].tolist() == ["all-MiniLM-L6-v2", "/m"]
-    assert shown["generator"].tolist() == ["SmolLM2-135M-Instruct", "none"]

@@ -1,5 +1,6 @@
 import pytest
 
+from ragbench.evaluation import verdict as module
 from ragbench.evaluation.verdict import tuning_verdict
 
 KEPT = {"kept": "tuned", "reason": "nDCG@10 on dev rose by 0.1"}
@@ -102,7 +103,7 @@ def test_what_happened_downstream_on_test_is_told_each_with_its_evidence():
         entry("test", "answer_f1", -0.01, -0.03, 0.01, p=0.3, n=78),
         entry("ood", "answer_f1", 0.5, 0.4, 0.6),
     )
-    shown, answered = [sentence for sentence in found["reasons"] if sentence.startswith("Downstream, on test")]
+    shown, answered = [sentence for sentence in found["reasons"] if sentence.startswith("Elsewhere, on test")]
     assert "(context_recall) went from 0.400 to 0.470: +0.070 [+0.020, +0.120], a clear gain, n = 80." in shown
     assert "(answer_f1) went from 0.400 to 0.390: -0.010 [-0.030, +0.010], no clear difference, n = 78." in answered
 
@@ -114,7 +115,7 @@ def test_the_choice_on_dev_is_told_with_its_reason():
 @pytest.mark.parametrize("entries", [(), (entry("test", "ndcg@10", 0.0, 0.0, 0.0, 1.0, 1.0), OOD_HELD)])
 def test_a_base_that_training_kept_is_the_verdict_and_no_comparison_with_itself_is_told(entries):
     found = verdict(*entries, decision=NOT_KEPT)
-    assert found["headline"] == "Keep the base: fine-tuning the retriever did not pass its checks on dev."
+    assert found["headline"] == "Keep the base: fine-tuning the retriever did not pass the checks on dev."
     assert found["certainty"].startswith("Nothing was tested")
     assert found["reasons"] == [
         "Decided on dev: recall on dev fell.",
@@ -161,5 +162,69 @@ def test_nothing_lost_is_written_without_a_sign_of_its_own():
 def test_another_part_is_judged_by_its_own_measure():
     tuned = entry("test", "answer_f1", 0.1, 0.05, 0.2) | {"system": "generator"}
     both = {"systems": {name: {"test": {"answer_f1": {"mean": 0.3}}} for name in ("base", "generator")}}
-    found = tuning_verdict(both | {"comparisons": [tuned]}, KEPT, system="generator", metric="answer_f1")
+    found = tuning_verdict(both | {"comparisons": [tuned]}, KEPT, system="generator")
     assert found["headline"] == "Fine-tuning the generator raised answer_f1 on test by 0.100 [0.050, 0.200]."
+
+
+# Several systems
+
+
+def against(system, f1, low, high, metric="answer_f1", p=0.001, split="test"):
+    return entry(split, metric, f1, low, high, p) | {"system": system}
+
+
+def judged(*entries, decisions=None, **options):
+    measured = {}
+    for found in entries:
+        for system, mean in (("base", 0.4), (found["system"], 0.4 + found["difference"])):
+            measured.setdefault(system, {}).setdefault(found["split"], {})[found["metric"]] = {"mean": mean}
+    systems = dict.fromkeys(found["system"] for found in entries)
+    return module.verdict(
+        {"systems": measured, "comparisons": list(entries)}, decisions or dict.fromkeys(systems, KEPT), **options
+    )
+
+
+RETRIEVER = (against("retriever", 0.05, 0.02, 0.08, "ndcg@10"), against("retriever", 0.01, -0.02, 0.04, p=0.5))
+GENERATOR = against("generator", 0.10, 0.05, 0.15)
+BOTH = against("both", 0.12, 0.06, 0.18)
+LOST = against("generator", -0.10, -0.15, -0.05)
+
+
+def test_used_is_the_system_whose_answers_gained_most_among_those_that_clearly_gained():
+    found = judged(*RETRIEVER, GENERATOR, BOTH)
+    assert found["use"] == "both"
+    assert found["headline"] == "Use 'both'. Fine-tuning each part raised answer_f1 on test by 0.120 [0.060, 0.180]."
+    assert "picked by its answers on test among the 3 systems with a clear gain" in found["certainty"]
+    assert list(found["sections"]) == ["retriever", "generator", "both"]
+    assert "raised nDCG@10 on test by 0.050" in found["sections"]["retriever"][0]
+
+
+def test_a_larger_difference_that_is_not_clear_is_not_used():
+    found = judged(*RETRIEVER, LOST, against("both", 0.2, -0.1, 0.5, p=0.4))
+    assert found["use"] == "retriever"
+    assert "picked" not in found["certainty"]
+    assert "lowered answer_f1 on test by 0.100" in found["sections"]["generator"][0]
+
+
+def test_without_a_clear_gain_the_base_is_kept_and_each_system_is_told():
+    found = judged(LOST, against("both", 0.0, -0.1, 0.1, p=0.9))
+    assert (found["use"], found["headline"]) == ("base", "Keep the base: no tuned system is clearly better on test.")
+    assert list(found["sections"]) == ["generator", "both"]
+
+
+def test_a_system_whose_training_kept_the_base_is_never_used():
+    found = judged(GENERATOR, BOTH, decisions={"generator": NOT_KEPT, "both": KEPT})
+    assert found["use"] == "both"
+    assert "recall on dev fell" in found["sections"]["generator"][1]
+
+
+def test_a_single_tuned_system_is_told_without_a_heading_of_its_own():
+    found = judged(GENERATOR, against("generator", 0.2, 0.1, 0.3, "grounding"))
+    assert found["headline"] == "Fine-tuning the generator raised answer_f1 on test by 0.100 [0.050, 0.150]."
+    [reasons] = found["sections"].values()
+    assert any("(grounding) went from 0.400 to 0.600" in reason for reason in reasons)
+
+
+def test_a_loss_out_of_domain_of_the_used_system_stands_in_the_headline():
+    lost = against("both", -0.05, -0.08, -0.02, split="ood")
+    assert "on ood it lost 0.050 [0.020, 0.080]" in judged(*RETRIEVER, BOTH, lost)["headline"]

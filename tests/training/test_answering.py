@@ -45,7 +45,7 @@ def test_right_answers_and_right_refusals_score_full():
 def test_an_answer_where_a_refusal_is_expected_counts_against_the_criterion_but_not_the_answers_f1():
     exam = Exam(dataset([example(1), refused(2)]))
     found = scores(exam, ["mim nan dad [p1]", "mim nan gag [p2]"])
-    assert found[CRITERION] == 0.5 and found["answer_f1"] == 1.0 and found["refusal"] == 0.5
+    assert found[CRITERION] == pytest.approx(2 / 3) and found["answer_f1"] == 1.0 and found["refusal"] == 0.5
 
 
 def test_a_refusal_where_an_answer_is_expected_counts_against_both():
@@ -62,3 +62,10 @@ def test_another_house_style_and_a_wrong_citation_are_told_apart():
 
 def test_a_metric_that_applies_to_none_is_left_out():
     assert "answer_f1" not in scores(Exam(dataset([refused(1)])), [REFUSAL])
+
+
+def test_a_model_that_always_refuses_is_worth_less_than_one_that_answers_badly():
+    exam = Exam(dataset([example(1), example(2), refused(3), refused(4)]))
+    silent = scores(exam, [REFUSAL] * 4)
+    bad = scores(exam, ["mim gag bog"] * 4)
+    assert silent[CRITERION] < bad[CRITERION] < 1

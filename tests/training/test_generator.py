@@ -19,7 +19,8 @@ from trl.trainer.sft_config import SFTConfig
 
 from ragbench.errors import RagbenchError
 from ragbench.generation.local import complete
-from ragbench.training.answer_rows import answer_rows
+from ragbench.training.answer_rows import IGNORED, answer_rows
+from ragbench.training.answer_trainer import answer_loss, padding
 from ragbench.training.answering import CRITERION, Exam, answers, scores
 from ragbench.training.generator import BOOKKEEPING, fine_tune, fine_tune_each
 from ragbench.training.generator_model import Recipe, open_for_training, plain_model
@@ -77,6 +78,36 @@ def undisturbed(tiny_generator, tmp_path_factory):
 def whole(tiny_generator, tmp_path_factory):
     with cache_in(tmp_path_factory.mktemp("whole")):
         return tune(tiny_generator, method="full")
+
+
+# The loss
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_of_answers_is_the_librarys_with_its_padding_masked_and_all_logits(tiny_generator, dtype):
+    network = AutoModelForCausalLM.from_pretrained(tiny_generator, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_generator)
+    rows = answer_rows([example(1), refused(2), example(30)], tokenizer, [tokenizer.eos_token_id], None)
+    assert len({len(row["input_ids"]) for row in rows}) > 1
+    batch = padding(0)(list(rows))
+    weight = network.get_input_embeddings().weight
+    theirs = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+    ours = answer_loss(network, batch["input_ids"], batch["labels"])
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5 if dtype == torch.float32 else 1e-2)
+    labelled = int((batch["labels"] != IGNORED).sum())
+    assert answer_loss(network, batch["input_ids"], batch["labels"], 2 * labelled).item() == pytest.approx(
+        ours.item() / 2
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    (gradient,), (expected,) = (torch.autograd.grad(each, [weight]) for each in (ours, theirs))
+    assert torch.allclose(gradient, expected, atol=tolerance)
+
+
+def test_rows_that_are_computed_apart_make_the_same_steps(tiny_generator, own_cache):
+    whole = tune(tiny_generator, changed=short())
+    parted = tune(tiny_generator, changed=short(per_device_train_batch_size=2, gradient_accumulation_steps=2))
+    for name in ("loss", "grad_norm"):
+        assert parted.log[name].dropna().tolist() == pytest.approx(whole.log[name].dropna().tolist(), rel=1e-3)
 
 
 # What a training leaves

@@ -13,7 +13,6 @@ from ragbench.errors import RagbenchError
 from ragbench.evaluation.comparison import compare
 from ragbench.evaluation.evaluate import Outcome, System, evaluate
 from ragbench.evaluation.scores import summarise
-from ragbench.files import write_json
 from ragbench.generation.answers import Answer
 from ragbench.generation.generate import Generator
 from ragbench.retrieval.encoder import open_encoder
@@ -34,7 +33,7 @@ from ragbench.training.generator_result import (
     write_results,
 )
 from ragbench.training.guards import Guard
-from ragbench.training.made_with import check_made_with, made_with
+from ragbench.training.made_with import check_made_with, write_made_with
 
 FINE = Guard("parameters moved", True, "by 1e-2 of their norm")
 TEXTS = ["bab dad gag", "kak lal mam", "nan pap rar", "sas tat bab"]
@@ -171,7 +170,7 @@ def test_without_passages_only_the_answerable_questions_of_dev_are_asked(chat_se
     ],
 )
 def test_examples_made_with_another_setting_are_refused(tmp_path, retriever, generator, named):
-    write_json(tmp_path / "generator.json", made_with(RETRIEVER, Generator()))
+    write_made_with(tmp_path / "generator.json", RETRIEVER, Generator())
     check_made_with(tmp_path / "generator.json", RETRIEVER, Generator(model="another", device="cpu"))
     with pytest.raises(RagbenchError, match=f"{named}.*run 02_data_prep again"):
         check_made_with(tmp_path / "generator.json", retriever, generator)
@@ -181,7 +180,7 @@ def test_another_encoder_is_another_setting_but_not_another_name_of_it(tmp_path,
     import shutil
 
     dense = Retriever(model=str(tiny_encoder))
-    write_json(tmp_path / "generator.json", made_with(dense, Generator()))
+    write_made_with(tmp_path / "generator.json", dense, Generator())
     moved = shutil.copytree(tiny_encoder, tmp_path / "moved")
     check_made_with(tmp_path / "generator.json", replace(dense, model=str(moved)), Generator())
     (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
@@ -207,15 +206,18 @@ def test_the_adapter_its_card_and_on_request_the_merged_model(tiny_generator, tm
     data = {"collection": "planted", "generator examples": {"gold retrieved": 3}}
     tuned = tuned_in(tmp_path / "adapter")
     card = model_card(tuned, Recipe("org/tiny"), decision, summarise(scores, 0), {"seed": 1}, data)
-    save_generator(tmp_path / "out", tuned, card, merge=True)
+    save_generator(tmp_path / "out", tuned, decision, card, merge=True)
     assert "| dev | answer_f1 | 0.000" in card and "3 gold retrieved" in card and "library_name: peft" in card
     assert (tmp_path / "out" / "model" / "README.md").read_text() == card
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "merged").eval()
     ids = torch.arange(5, 20)[None]
     with torch.inference_mode():
         assert torch.allclose(merged(ids).logits, plain_model(network).eval()(ids).logits, atol=1e-4)
-    save_generator(tmp_path / "plain", tuned, card, merge=False)
+    save_generator(tmp_path / "plain", tuned, decision, card, merge=False)
     assert not (tmp_path / "plain" / "merged").exists()
+    (tmp_path / "none").mkdir()
+    save_generator(tmp_path / "none", tuned, decision | {"kept": "base"}, card, merge=True)
+    assert [path.name for path in (tmp_path / "none").iterdir()] == ["README.md"]
     write_results(tmp_path / "out", tuned, both, scores, {"systems": {}}, decision, [FINE])
     assert json.loads((tmp_path / "out" / "decision.json").read_text())["guards"][0]["holds"] is True
     names = {"base.answers.jsonl", "generator.answers.jsonl", "scores.parquet", "metrics.json", "training_log.csv"}

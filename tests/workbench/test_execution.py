@@ -8,7 +8,7 @@ import pytest
 
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_file
-from ragbench.workbench.execution import Experiment, StageFailed, run_experiment, why_stale
+from ragbench.workbench.execution import Experiment, StageFailed, run_experiment, why_left_out, why_stale
 from ragbench.workbench.params import declared
 from ragbench.workbench.project import STAGES, notebook_path
 from ragbench.workbench.stages import read_meta
@@ -249,3 +249,14 @@ def test_an_unknown_stage_is_an_error_that_lists_them_before_anything_runs(proje
     with pytest.raises(RagbenchError, match=f"no stage '04_typo'; there are: {', '.join(STAGES)}"):
         run_experiment(elsewhere, [FIRST, "04_typo"])
     assert not elsewhere.run.exists()
+
+
+def test_a_stage_that_is_for_another_value_of_a_parameter_is_left_out_and_says_why(project, capsys):
+    notebook = nbformat.read(notebook_path(project, SECOND), as_version=4)
+    notebook.metadata["ragbench"] = {"only_with": {"how": "well"}}
+    nbformat.write(notebook, notebook_path(project, SECOND))
+    other = experiment(project, how="badly")
+    assert why_left_out(other, SECOND) == "left out, as how is 'badly' and not 'well'"
+    assert why_left_out(experiment(project), SECOND) is why_left_out(other, FIRST) is None
+    assert SECOND not in run_experiment(other, BOTH)
+    assert f"{SECOND}: left out, as how is 'badly'" in capsys.readouterr().err

@@ -135,6 +135,11 @@ def test_differences_draws_every_split_in_its_colour_around_a_line_at_0():
     assert low < -0.05 and high > 0.13
 
 
+def test_differences_draws_systems_in_their_colours_if_asked():
+    ax = plots.differences(CHANGES.assign(system=["a", "b", "a"]), by="system")
+    assert [line.get_label() for line in ax.lines[:2]] == ["a", "b"]
+
+
 def test_differences_draws_what_could_not_be_compared_as_nothing():
     empty = CHANGES.assign(difference=np.nan, low=np.nan, high=np.nan)
     assert np.isnan(plots.differences(empty).lines[0].get_xdata()).all()

@@ -119,7 +119,9 @@ def run(tmp_path, monkeypatch) -> Path:
     second = begin_stage(SECOND, "runs/x", VALUES)
     second.uses("collection", "c0ffee")
     write_json(second.folder / "metrics.json", METRICS)
-    write_json(second.folder / "verdict.json", {"headline": EVIL + " holds", "reasons": [EVIL + " one", "two"]})
+    write_json(
+        second.folder / "verdict.json", {"headline": EVIL + " holds", "sections": {EVIL: [EVIL + " one", "two"]}}
+    )
     (second.folder / "metrics.png").write_bytes(png())
     return second.finish().parent
 
@@ -296,7 +298,7 @@ def compared(run: Path) -> None:
     }  # fmt: skip
     folder = run / SECOND
     (folder / "metrics.json").write_text(json.dumps({"systems": systems, "comparisons": [entry]}))
-    verdict = {"headline": "It rose.", "certainty": EVIL + " firm", "reasons": ["one"]}
+    verdict = {"headline": "It rose.", "certainty": EVIL + " firm", "sections": {"": ["one"]}}
     (folder / "verdict.json").write_text(json.dumps(verdict))
     (folder / "differences.png").write_bytes(png())
 
@@ -306,7 +308,16 @@ def test_the_index_shows_before_and_after_with_the_paired_comparison(run):
     page = Page(write_index(run).read_text())
     assert "script" not in page.tags
     text = page.open_text
-    for expected in ("It rose.", EVIL + " firm", "base 0.500", "retriever 0.625", "+0.125 [+0.050, +0.200]", "better"):
+    for expected in (
+        "It rose.",
+        EVIL + " firm",
+        "base 0.500",
+        "retriever 0.625",
+        "+0.125 [+0.050, +0.200]",
+        "better",
+        "On test",
+        "0.625 +0.125",
+    ):
         assert expected in text
     assert text.index("It rose.") < text.index("Before and after") < text.index("base on test")
     assert len(page.loads) == 2

@@ -10,6 +10,7 @@ from ragbench.evaluation.cases import Case
 from ragbench.evaluation.comparison import Change
 from ragbench.generation.answers import Answer
 from ragbench.workbench.tables import (
+    against_base,
     bullet_list,
     case_list,
     change_list,
@@ -222,12 +223,23 @@ def test_the_table_of_comparisons_marks_a_difference_in_words_and_escapes():
     assert "script" not in page.tags
 
 
+def test_systems_stand_beside_the_base_metric_by_metric_with_what_is_clear():
+    other = entry(-0.2, (-0.3, -0.1), metric="format") | {"system": EVIL}
+    page = Page(against_base(compared(entry(), other, entry(split="ood")), "test").data)
+    assert page.rows[0] == ["metric", "base", "retriever", EVIL]
+    assert page.rows[1] == ["ndcg@10", "0.410", "0.490 +0.080 [+0.030, +0.130] better", "–"]
+    assert page.rows[2] == ["format", "–", "–", "– -0.200 [-0.300, -0.100] worse"]
+    assert len(page.rows) == 3 and "script" not in page.tags
+
+
 def test_tidy_comparisons_are_numbers_with_missing_ones_missing():
     tidy = tidy_comparisons([entry(), entry(None, None, None, None, 0, "ood")])
-    assert tidy.iloc[0].tolist() == ["test", "ndcg@10", 0.08, 0.03, 0.13, 78]
+    assert tidy.iloc[0].tolist() == ["base", "retriever", "test", "ndcg@10", 0.08, 0.03, 0.13, 78]
     assert tidy.iloc[1][["difference", "low", "high"]].isna().all()
     assert all(tidy[column].dtype == float for column in ("difference", "low", "high"))
-    assert list(tidy_comparisons([]).columns) == ["split", "metric", "difference", "low", "high", "n"]
+    assert list(tidy_comparisons([]).columns) == [
+        "baseline", "system", "split", "metric", "difference", "low", "high", "n"
+    ]  # fmt: skip
 
 
 def evil_change(values=(0.126, 1.0)) -> Change:
