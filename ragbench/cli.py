@@ -1,6 +1,7 @@
 """The command line: thin calls into the package."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,9 @@ def run(
     params: Annotated[Path, typer.Argument(help="A params file, e.g. params/quickstart.yaml.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the results instead of runs/NAME.")] = None,
     stages: Annotated[str, typer.Option(help="Only these stages, with commas between; all if left out.")] = "",
+    seeds: Annotated[
+        str, typer.Option(help="Repeat all but the audit with each seed, e.g. 1,2,3; shows the spread.")
+    ] = "",
 ) -> None:
     """Execute the notebooks with a params file; what is complete is skipped, what was interrupted resumes."""
     from ragbench.workbench.execution import run_experiment
@@ -43,10 +47,28 @@ def run(
     from ragbench.workbench.project import STAGES
 
     experiment = _experiment(params, out)
-    ran = run_experiment(experiment, [name.strip() for name in stages.split(",")] if stages else STAGES)
+    wanted = [name.strip() for name in stages.split(",")] if stages else list(STAGES)
+    if seeds:
+        _run_seeds(experiment, wanted, seeds)
+        return
+    ran = run_experiment(experiment, wanted)
     page = write_index(experiment.run)
     done = f"Ran {', '.join(ran)}" if ran else f"Nothing to do: {stages or 'every stage'} is complete"
     print(f"{done}. Read {_shown(page)}")
+
+
+def _run_seeds(experiment: "Experiment", stages: list[str], text: str) -> None:
+    from ragbench.workbench.execution import run_experiment
+    from ragbench.workbench.index_page import AUDIT, write_index
+    from ragbench.workbench.seeds import parse_seeds, seed_folder, write_spread
+
+    seeds = parse_seeds(text)
+    for seed in seeds:
+        print(f"seed {seed}", file=sys.stderr)
+        each = replace(experiment, run=seed_folder(experiment.run, seed), values={**experiment.values, "seed": seed})
+        run_experiment(each, [name for name in stages if name != AUDIT])
+        write_index(each.run)
+    print(f"Read {_shown(write_spread(experiment.run, seeds))}")
 
 
 @app.command()
@@ -83,6 +105,32 @@ def report(run_folder: Annotated[Path, typer.Argument(help="A folder of results,
         raise RagbenchError(f"There is no folder {run_folder}. Start a run with `ragbench run PARAMS`.")
     render_again(run_folder)
     print(f"Read {_shown(write_index(run_folder))}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more folders of results; the first is the baseline.")],
+    system: Annotated[
+        str, typer.Option(help="The system to take of each; the one its verdict names if left out.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 13,
+) -> None:
+    """Compare runs of different experiments question by question; refuses runs that were asked other questions."""
+    from ragbench.evaluation.comparison import as_records, compare_each
+    from ragbench.evaluation.scores import summarise
+    from ragbench.workbench.evaluated import check_comparable, joined, read_evaluated, write_comparison
+    from ragbench.workbench.tables import comparison_rows
+
+    found = [read_evaluated(run, system) for run in runs]
+    check_comparable(found)
+    scores = joined(found)
+    pairs = [(found[0].name, other.name) for other in found[1:]]
+    metrics = {"systems": summarise(scores, seed), "comparisons": as_records(compare_each(scores, pairs, seed=seed))}
+    for split, metric, before, after, difference, p, holm, n, reading in comparison_rows(metrics):
+        print(f"{split:5} {metric:20} {before}  {after}  {difference}  p {p}, {holm} after Holm, n = {n}  {reading}")
+    write_comparison(out, found, metrics)
+    print(f"Read {_shown(out.resolve())}")
 
 
 @app.command()

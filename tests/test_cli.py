@@ -24,7 +24,7 @@ CELLS = {
     LAST: [
         "from ragbench.files import write_json",
         "write_json(stage.folder / 'metrics.json', {'systems': {}, 'comparisons': []})",
-        "write_json(stage.folder / 'verdict.json', {'headline': 'It works.', 'reasons': []})",
+        "write_json(stage.folder / 'verdict.json', {'headline': 'It works.', 'sections': {}})",
         "(stage.folder / 'metrics.png').write_bytes(b'picture')",
     ],
 }
@@ -75,7 +75,7 @@ def statuses(common: str, **others: str) -> str:
 def test_help_lists_every_command():
     result = CliRunner().invoke(cli.app, ["--help"])
     assert result.exit_code == 0
-    for command in ("run", "status", "params", "report", "doctor", "collection", "cache"):
+    for command in ("run", "status", "params", "compare", "report", "doctor", "collection", "cache"):
         assert command in result.output
     for words in (["run"], ["collection", "check"], ["collection", "export"], ["cache", "clear"]):
         assert CliRunner().invoke(cli.app, [*words, "--help"]).exit_code == 0
@@ -122,6 +122,19 @@ def test_a_run_of_some_stages_runs_only_these(project, ragbench):
     )  # fmt: skip
     assert ragbench("status", path)[1] == statuses("not run yet", **dict.fromkeys(some.split(", "), "complete"))
     assert ragbench("run", path, "--stages", some)[1].startswith(f"Nothing to do: {some} is complete")
+
+
+def test_a_run_with_several_seeds_repeats_all_but_the_audit_and_shows_the_spread(project, ragbench):
+    path = params_file("how: very well\n")
+    assert ragbench("run", path, "--seeds", "1,2", "--stages", f"{FIRST},{LAST}")[:2] == (
+        0, "Read runs/trial/seeds.html\n"
+    )  # fmt: skip
+    for seed in (1, 2):
+        assert (Path("runs/trial") / f"seed-{seed}" / LAST / "meta.json").is_file()
+        assert not (Path("runs/trial") / f"seed-{seed}" / FIRST).exists()
+    assert "seed-2/index.html" in Path("runs/trial/seeds.html").read_text()
+    status, _, err = ragbench("run", path, "--seeds", "1,one")
+    assert status == 1 and "--seeds takes at least two different whole numbers" in err
 
 
 @pytest.mark.parametrize("stages", ["03_retreiver", f"{FIRST},", "all"])

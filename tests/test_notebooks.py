@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,6 +64,10 @@ def test_the_chain_leaves_every_promised_file(smoke):
     }
     for stage in ("01_audit", "06_evaluation"):
         assert promised <= {path.name for path in (smoke / stage).iterdir()}
+    for stage in ("04_generator", "05_end_to_end"):
+        assert {"decision.json", "metrics.json", "scores.parquet", "training_log.csv", "report.html"} <= {
+            path.name for path in (smoke / stage).iterdir()
+        }
     assert (smoke / "index.html").is_file()
     assert not list(smoke.glob("*.partial")) + list(smoke.glob("*.running.ipynb"))
 
@@ -102,14 +107,54 @@ def test_the_tuned_retriever_is_a_plain_model_and_has_moved(smoke):
     assert "nDCG@10 on dev" in (folder / "model" / "README.md").read_text()
 
 
-def test_both_systems_are_compared_question_by_question(smoke):
+def test_the_tuned_generator_is_an_adapter_that_opens_or_the_report_says_why_there_is_none(smoke):
+    folder = smoke / "04_generator"
+    decision = json.loads((folder / "decision.json").read_text())
+    assert decision["kept"] == ("tuned" if all(guard["holds"] for guard in decision["guards"]) else "base")
+    assert next(guard for guard in decision["guards"] if guard["name"] == "parameters moved")["holds"]
+    if decision["kept"] == "tuned":
+        config = json.loads((folder / "model" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == "SmolLM2-135M-Instruct"
+    else:
+        assert "The base model is kept" in (folder / "README.md").read_text()
+    assert decision["reason"] in (folder / "report.html").read_text()
+
+
+def test_joint_training_took_its_steps_and_tells_what_it_did(smoke):
+    folder = smoke / "05_end_to_end"
+    assert len(pd.read_csv(folder / "training_log.csv")) == 2
+    looks = pd.read_csv(folder / "looks.csv")
+    assert looks["step"].tolist() == [0, 1, 2]
+    decision = json.loads((folder / "decision.json").read_text())
+    assert (folder / "retriever").is_dir() is (decision["kept"] == "tuned")
+    assert "what is retrieved now" in (folder / "report.html").read_text()
+
+
+def test_all_systems_are_compared_question_by_question(smoke):
     metrics = json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
-    assert set(metrics["systems"]) == {"base", "retriever"}
-    compared = {(entry["split"], entry["metric"]) for entry in metrics["comparisons"]}
-    assert {("test", "ndcg@10"), ("ood", "ndcg@10"), ("test", "answer_f1")} <= compared
+    assert list(metrics["systems"]) == ["base", "retriever", "generator", "both", "end_to_end"]
+    compared = {(entry["system"], entry["split"], entry["metric"]) for entry in metrics["comparisons"]}
+    assert {
+        ("retriever", "test", "ndcg@10"),
+        ("both", "ood", "ndcg@10"),
+        ("generator", "test", "answer_f1"),
+    } <= compared
+    assert ("end_to_end", "both") in {(entry["system"], entry["baseline"]) for entry in metrics["comparisons"]}
     for entry in metrics["comparisons"]:
-        means = [metrics["systems"][name][entry["split"]][entry["metric"]]["mean"] for name in ("base", "retriever")]
-        assert entry["difference"] == pytest.approx(means[1] - means[0], abs=1e-9)
+        if entry["n"] == metrics["systems"]["base"][entry["split"]][entry["metric"]]["scored"]:
+            before, after = (
+                metrics["systems"][entry[role]][entry["split"]][entry["metric"]]["mean"]
+                for role in ("baseline", "system")
+            )
+            assert entry["difference"] == pytest.approx(after - before, abs=1e-9)
+
+
+def test_the_evaluation_tells_what_became_of_the_signs_and_names_a_system(smoke):
+    verdict = json.loads((smoke / "06_evaluation" / "verdict.json").read_text())
+    assert verdict["use"] in ("base", "retriever", "generator", "both", "end_to_end")
+    assert list(verdict["sections"]) == ["retriever", "generator", "both", "end_to_end"]
+    page = (smoke / "06_evaluation" / "report.html").read_text()
+    assert "What became of the signs" in page and "training seconds" in page
 
 
 def test_the_metrics_are_those_of_real_models_on_real_questions(smoke):

@@ -5,6 +5,7 @@ from pathlib import Path
 from ragbench.collection.beir import read_collection
 from ragbench.collection.embedded import NAME, embedded_collection
 from ragbench.collection.schema import Collection
+from ragbench.collection.splits import with_dev
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
 
@@ -13,6 +14,8 @@ _ROWS = 10_000
 
 def load_collection(name: str, root: Path = Path()) -> Collection:
     """Return the embedded default (``pydocs``) or the collection in a folder; a relative path starts at `root`.
+
+    A collection with a train split and no dev split gets one, see `splits.with_dev`.
 
     Raises:
         RagbenchError: there is no such collection, or it is broken.
@@ -25,7 +28,7 @@ def load_collection(name: str, root: Path = Path()) -> Collection:
             f"Collection '{name}': there is no folder {folder}. Give '{NAME}' or a folder in the BEIR layout "
             "(docs/collections.md)."
         )
-    return read_collection(folder)
+    return with_dev(read_collection(folder))
 
 
 def fingerprint(collection: Collection) -> str:

@@ -26,6 +26,22 @@ def systems_table(systems: Sequence[System]) -> pd.DataFrame:
     )
 
 
+def over_splits(
+    scores: pd.DataFrame, systems: Sequence[str], metrics: Sequence[str] = ("ndcg@10", "answer_f1", "format", "refusal")
+) -> pd.DataFrame:
+    """Return a row a metric and system, a column a split: the mean over the scored questions, with their n."""
+    rows = []
+    for metric in metrics:
+        for system in systems:
+            chosen = scores[(scores["metric"] == metric) & (scores["system"] == system)].dropna(subset=["value"])
+            means = {
+                split: f"{values.mean():.3f} (n = {len(values)})"
+                for split, values in chosen.groupby("split", sort=False)["value"]
+            }
+            rows += [{"metric": metric, "system": system, **means}] if means else []
+    return pd.DataFrame(rows)
+
+
 def cost_table(outcomes: Sequence[Outcome], training: Mapping[str, float]) -> pd.DataFrame:
     """Return one row a system: seconds of training (`training`), and means over its answers.
 

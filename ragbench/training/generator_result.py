@@ -127,17 +127,24 @@ def _does_not_recite(after: Outcome, examples: Dataset) -> Guard:
 
 def ood_kept(before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:
     """Check that answer F1 on ood did not clearly fall by more than is tolerated; nothing without ood."""
+    return _kept_on(OOD, "ood was not forgotten", before, after, tolerance, seed)
+
+
+def dev_kept(before: Outcome, after: Outcome, seed: int) -> list[Guard]:
+    """Check that answer F1 on dev did not clearly fall."""
+    return _kept_on(DEV, "dev's answers did not fall", before, after, 0.0, seed)
+
+
+def _kept_on(split: str, name: str, before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:
     pairs = paired(pd.concat([before.scores, after.scores]), before.system, after.system)
-    pairs = pairs[(pairs["split"] == OOD) & (pairs["metric"] == "answer_f1")].dropna()
+    pairs = pairs[(pairs["split"] == split) & (pairs["metric"] == "answer_f1")].dropna()
     if not len(pairs):
         return []
     change = (pairs["after"] - pairs["before"]).to_numpy(dtype=float)
     interval = bootstrap_interval(change, seed)
     shown = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
     lost = interval is not None and interval[1] < -tolerance
-    return [
-        Guard("ood was not forgotten", not lost, f"answer F1 on ood {change.mean():+.3f}{shown}, n = {len(change)}")
-    ]
+    return [Guard(name, not lost, f"answer F1 on {split} {change.mean():+.3f}{shown}, n = {len(change)}")]
 
 
 def decide(

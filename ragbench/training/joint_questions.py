@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ragbench.collection.schema import Collection, Query, needed_groups, passages, rows_of, split_queries
 from ragbench.errors import RagbenchError
+from ragbench.files import sha256_text
 from ragbench.generation.generate import Generator, token_counter
-from ragbench.generation.prompts import REFUSAL, Message, build_prompt
+from ragbench.generation.prompts import Message, build_prompt
 from ragbench.training.answer_likelihood import Row
 from ragbench.training.answer_rows import IGNORED, answer_rows
 
@@ -62,14 +64,20 @@ class Prompter:
         return self._tokens([(asked, self._prompt(asked, [row]), asked.query.answer or "") for row in rows])
 
     def together(self, asked: Asked, rows: Sequence[int]) -> Row:
-        """Return the question with the passages as they would be shown, and what is expected then.
+        """Return the question with its best passages together before it, as when answering, and its answer.
 
-        That is the answer if all that it needs is there, else the refusal, as in `training.examples`.
+        What the answer needs and is not among them takes the place of the lowest ranked, as in `training.examples`:
+        taught to refuse wherever retrieval failed, a small generator learns to refuse always. The order is random, but
+        for a question always the same.
         """
-        shown = rows[: self.generator.contexts]
-        told = all(group & set(shown) for group in asked.needs)
-        answer = (asked.query.answer or "") if told else REFUSAL
-        return self._tokens([(asked, self._prompt(asked, shown), answer)])[0]
+        shown = [int(row) for row in rows[: self.generator.contexts]]
+        missing = [min(group) for group in asked.needs if not group & set(shown)]
+        needed = {row for group in asked.needs for row in group} | set(missing)
+        others = [row for row in shown if row not in needed]
+        kept = [row for row in shown if row in needed] + missing
+        chosen = [*kept, *others[: max(0, self.generator.contexts - len(kept))]]
+        order = np.random.default_rng(int(sha256_text(asked.query.id), 16)).permutation(len(chosen))
+        return self._tokens([(asked, self._prompt(asked, [chosen[n] for n in order]), asked.query.answer or "")])[0]
 
     def _prompt(self, asked: Asked, rows: Sequence[int]) -> tuple[Message, ...]:
         ids = [self.collection.corpus[int(row)]["_id"] for row in rows]

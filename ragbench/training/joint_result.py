@@ -19,7 +19,7 @@ from ragbench.retrieval.encoder import Encoder
 from ragbench.retrieval.runs import top, write_run
 from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
 from ragbench.training.end_to_end import Trained
-from ragbench.training.generator_result import ood_kept
+from ragbench.training.generator_result import dev_kept, ood_kept
 from ragbench.training.guards import Guard
 from ragbench.training.joint_looks import Look
 
@@ -41,9 +41,9 @@ def looks_table(looks: Sequence[Look]) -> pd.DataFrame:
 
 
 def check(trained: Trained, before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:
-    """Return all guards: those of the training, whether an alarm ended it, and whether ood was forgotten."""
+    """Return all guards: of the training, whether an alarm ended it, whether answers on dev or ood fell."""
     stopped = Guard(NO_ALARM, trained.stopped is None, trained.stopped or "training went to its end")
-    return [*trained.guards, stopped, *ood_kept(before, after, tolerance, seed)]
+    return [*trained.guards, stopped, *dev_kept(before, after, seed), *ood_kept(before, after, tolerance, seed)]
 
 
 def decide(checked: Sequence[Guard], comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ragbench.evaluation.evaluate import Outcome, System
 from ragbench.evaluation.scores import COLUMNS
-from ragbench.evaluation.systems import cost_table, systems_table, write_outcomes
+from ragbench.evaluation.systems import cost_table, over_splits, systems_table, write_outcomes
 from ragbench.generation.answers import Answer, read_answers
 from ragbench.generation.generate import Generator
 from ragbench.retrieval.retrieve import Retriever
@@ -50,3 +50,16 @@ def test_an_evaluation_leaves_run_answers_and_scores_of_every_system(tmp_path):
     assert read_run(tmp_path / "both.trec") == OUTCOME.run
     assert read_answers(tmp_path / "base.answers.jsonl") == list(OUTCOME.answers.values())
     assert pd.read_parquet(tmp_path / "scores.parquet")["value"].tolist() == [1.0]
+
+
+def test_means_stand_split_by_split_with_their_number_of_questions():
+    rows = [
+        (system, split, "answer_f1", f"q{n}", value)
+        for system, values in {"base": (0.2, 0.4), "both": (0.6, None)}.items()
+        for split in ("train", "test") for n, value in enumerate(values)
+    ]  # fmt: skip
+    table = over_splits(pd.DataFrame(rows, columns=COLUMNS), ("base", "both"))
+    assert table.to_dict("records") == [
+        {"metric": "answer_f1", "system": "base", "train": "0.300 (n = 2)", "test": "0.300 (n = 2)"},
+        {"metric": "answer_f1", "system": "both", "train": "0.600 (n = 1)", "test": "0.600 (n = 1)"},
+    ]

@@ -319,3 +319,16 @@ def test_a_tokenizer_without_a_padding_token_does_not_hinder(tiny_generator, und
     (bare / "tokenizer_config.json").write_text(json.dumps(config))
     assert AutoTokenizer.from_pretrained(bare).pad_token is None
     assert tune(bare).log["loss"].tolist() == pytest.approx(undisturbed.log["loss"].tolist(), rel=1e-4)
+
+
+def test_an_adapter_may_go_on_the_upper_blocks_only(tiny_generator):
+    half = open_for_training(Recipe(str(tiny_generator), depth=0.5, device="cpu", dtype="float32"), tiny_generator)
+    blocks = {name.split(".layers.")[1].split(".")[0] for name, w in half.named_parameters() if w.requires_grad}
+    assert blocks == {"1"}
+    whole = open_for_training(Recipe(str(tiny_generator), device="cpu", dtype="float32"), tiny_generator)
+    assert sum(w.requires_grad for w in whole.parameters()) == 2 * sum(w.requires_grad for w in half.parameters())
+    for depth in (0.0, 1.5):
+        with pytest.raises(
+            RagbenchError, match=f"generator_lora_depth must lie above 0 and be at most 1, found {depth}"
+        ):
+            open_for_training(Recipe(str(tiny_generator), depth=depth, device="cpu"), tiny_generator)
