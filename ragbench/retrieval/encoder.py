@@ -97,6 +97,15 @@ def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Liter
     return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
+def share(giver: Encoder, taker: Encoder, texts: pa.ChunkedArray, kind: Literal["query", "passage"]) -> None:
+    """Put one encoder's embeddings into the cache for another one that is known to give the same."""
+    vectors = encode(giver, texts, kind)
+    keys = _keys(taker, texts.combine_chunks(), kind).to_pylist()
+    for start in range(0, len(keys), _LOOKUP):
+        part = slice(start, start + _LOOKUP)
+        cache.put(CACHE, {key: vector.tobytes() for key, vector in zip(keys[part], vectors[part], strict=True)})
+
+
 def pieces(encoder: Encoder, words: Sequence[str]) -> list[int]:
     """Return into how many pieces the encoder's tokenizer spells each word; one it cannot spell counts by letters."""
     tokenizer = _sentence_transformer(encoder).tokenizer

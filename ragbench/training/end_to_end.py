@@ -25,7 +25,7 @@ from ragbench.files import sha256_folder, sha256_text
 from ragbench.generation.generate import Generator
 from ragbench.generation.local import end_tokens, longest_input
 from ragbench.models import model_hash, resolve_model
-from ragbench.retrieval.encoder import encode, open_encoder
+from ragbench.retrieval.encoder import Encoder, encode, open_encoder, share
 from ragbench.retrieval.index import build_index
 from ragbench.retrieval.retrieve import Retriever
 from ragbench.training import guards
@@ -100,6 +100,10 @@ def train_jointly(
     if not (folder / RECORD).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         _train(collection, retriever, generator, joint, train, dev, seed, watch, folder)
+        if joint.sides == "query":
+            # The passages' encoder is the start's: there is nothing to encode again.
+            made = dataclasses.replace(retriever, model=str(folder / "retriever"), revision="")
+            share(_encoder(retriever), _encoder(made), passage_texts(collection), "passage")
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     log, looks = pd.DataFrame(record.pop("log")), tuple(Look(**entry) for entry in record.pop("looks"))
     if watch:
@@ -156,11 +160,7 @@ def _train(
 def _session(
     collection: Collection, retriever: Retriever, generator: Generator, joint: Joint, models: Models
 ) -> Session:
-    encoder = open_encoder(
-        retriever.model, revision=retriever.revision, max_tokens=retriever.max_tokens, device=retriever.device,
-        dtype=retriever.dtype,
-    )  # fmt: skip
-    vectors = encode(encoder, passage_texts(collection), "passage")
+    vectors = encode(_encoder(retriever), passage_texts(collection), "passage")
     prompter = Prompter(
         collection,
         generator,
@@ -169,6 +169,16 @@ def _session(
         longest_input(generator.model, generator.revision),
     )
     return Session(joint, models, prompter, passage_texts(collection).to_pylist(), vectors, build_index(vectors))
+
+
+def _encoder(retriever: Retriever) -> Encoder:
+    return open_encoder(
+        retriever.model,
+        revision=retriever.revision,
+        max_tokens=retriever.max_tokens,
+        device=retriever.device,
+        dtype=retriever.dtype,
+    )
 
 
 def _groups(models: Models, joint: Joint) -> list[dict[str, Any]]:

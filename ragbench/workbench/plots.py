@@ -199,7 +199,7 @@ def training_curves(log: pd.DataFrame, base_dev: float, measure: str = "nDCG@10"
     right.grid(visible=False)
     right.spines["right"].set_visible(True)
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    ax.legend(handles, ["loss", f"{measure} on dev"], frameon=False, loc="upper left", bbox_to_anchor=(1.12, 1))
+    ax.legend(handles, ["loss", f"{measure} on dev"], frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return ax
 
 

@@ -9,10 +9,11 @@ from planted_vocabulary import WORDS
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM
 
-from ragbench.collection.schema import Collection, Query, corpus_from_rows
+from ragbench.collection.schema import Collection, Query, corpus_from_rows, passage_texts
 from ragbench.errors import RagbenchError
 from ragbench.generation.generate import Generator
 from ragbench.generation.prompts import REFUSAL
+from ragbench.retrieval.encoder import encode, open_encoder
 from ragbench.retrieval.index import build_index, search
 from ragbench.retrieval.retrieve import Retriever, retrieve
 from ragbench.training import end_to_end, joint_session
@@ -267,6 +268,17 @@ def test_the_retriever_routes_questions_to_what_learned_and_passages_to_what_sta
         retrieve(collection, queries, r)["q0"] for r in (replace(parts[0], model=str(trained[0].retriever)), parts[0])
     )
     assert found != before and set(found) <= {f"p{n}" for n in range(N)}
+
+
+def test_passages_whose_encoder_stayed_are_not_encoded_again(trained, parts, collection, monkeypatch):
+    encoders = [
+        open_encoder(m, max_tokens=32, device="cpu", dtype="float32")
+        for m in (str(trained[0].retriever), parts[0].model)
+    ]
+    monkeypatch.setenv("RAGBENCH_CACHE", str(trained[0].retriever.parents[2]))
+    monkeypatch.setattr("ragbench.retrieval.encoder._forward", lambda *_: pytest.fail("it was"))
+    found, start = (encode(encoder, passage_texts(collection), "passage") for encoder in encoders)
+    assert (found == start).all()
 
 
 def test_the_generators_adapter_opens_and_names_its_base_as_it_was_asked_for(trained, parts):
