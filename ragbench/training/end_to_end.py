@@ -22,7 +22,7 @@ from ragbench.collection.load import fingerprint
 from ragbench.collection.schema import Collection, passage_texts
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_folder, sha256_text
-from ragbench.generation.generate import Generator
+from ragbench.generation.generate import Generator, token_counter
 from ragbench.generation.local import end_tokens, longest_input
 from ragbench.models import model_hash, resolve_model
 from ragbench.retrieval.encoder import Encoder, encode, open_encoder, share
@@ -167,6 +167,7 @@ def _session(
         models.tokenizer,
         tuple(end_tokens(plain_model(models.generator), models.tokenizer)),
         longest_input(generator.model, generator.revision),
+        token_counter(generator),
     )
     return Session(joint, models, prompter, passage_texts(collection).to_pylist(), vectors, build_index(vectors))
 

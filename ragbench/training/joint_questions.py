@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from ragbench.collection.schema import Collection, Query, needed_groups, passages, rows_of, split_queries
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
-from ragbench.generation.generate import Generator, token_counter
-from ragbench.generation.prompts import Message, build_prompt
+from ragbench.generation.generate import Generator
+from ragbench.generation.prompts import Message, TokenCount, build_prompt
 from ragbench.training.answer_likelihood import Row
 from ragbench.training.answer_rows import IGNORED, answer_rows
 
@@ -51,13 +51,19 @@ def asked_of(collection: Collection, split: str, limit: int = 0) -> list[Asked]:
 
 @dataclass(frozen=True)
 class Prompter:
-    """Builds the prompts as the generator will get them, and their tokens with those of the answer."""
+    """Builds the prompts as the generator will get them, and their tokens with those of the answer.
+
+    Attributes:
+        count_tokens: the generator's; opening it for every prompt would verify its weights each time.
+        ends, longest: see `answer_rows`.
+    """
 
     collection: Collection
     generator: Generator
     tokenizer: PreTrainedTokenizerBase
     ends: tuple[int, ...]
     longest: int | None
+    count_tokens: TokenCount
 
     def alone(self, asked: Asked, rows: Sequence[int]) -> list[Row]:
         """Return the question with each of some passages alone before it, and its answer."""
@@ -86,7 +92,7 @@ class Prompter:
             asked.query.id,
             asked.query.text,
             [known[name] for name in ids],
-            count_tokens=token_counter(self.generator),
+            count_tokens=self.count_tokens,
             max_context_tokens=self.generator.max_context_tokens,
             instruction=self.generator.instruction,
             order=self.generator.order,
