@@ -102,8 +102,8 @@ def train_jointly(
         _train(collection, retriever, generator, joint, train, dev, seed, watch, folder)
         if joint.sides == "query":
             # The passages' encoder is the start's: there is nothing to encode again.
-            made = dataclasses.replace(retriever, model=str(folder / "retriever"), revision="")
-            share(_encoder(retriever), _encoder(made), passage_texts(collection), "passage")
+            routed = dataclasses.replace(retriever, model=str(folder / "retriever"), revision="")
+            share(_encoder(retriever), _encoder(routed), passage_texts(collection), "passage")
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     log, looks = pd.DataFrame(record.pop("log")), tuple(Look(**entry) for entry in record.pop("looks"))
     if watch:
