@@ -1,14 +1,14 @@
 """The audit of several systems on the same questions: which signs went away, and where the error comes from now."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from ragbench.collection.schema import Collection
 from ragbench.diagnosis.attribution import CELLS
 from ragbench.diagnosis.audit import Diagnosis, diagnose, thresholds_from
-from ragbench.diagnosis.counterfactual import answer_counterfactually
+from ragbench.diagnosis.counterfactual import answer_counterfactually, each_question
 from ragbench.diagnosis.findings import all_scores
 from ragbench.diagnosis.measures import measure_answers
 from ragbench.diagnosis.sign import Sign
@@ -20,12 +20,17 @@ from ragbench.retrieval.encoder import Encoder
 
 @dataclass(frozen=True)
 class Examined:
-    """A system's outcome with all its scores, the measures of its answers among them, and its diagnosis."""
+    """A system's outcome with all its scores, the measures of its answers among them, and its diagnosis.
+
+    Attributes:
+        spent: what a judge cost, in words.
+    """
 
     system: System
     outcome: Outcome
     scores: pd.DataFrame
     diagnosis: Diagnosis
+    spent: str
 
 
 def examine(
@@ -39,6 +44,7 @@ def examine(
     likelihood_model: str = "",
     answer_format: str = HOUSE_STYLE,
     thresholds: Mapping[str, float] | None = None,
+    again: int = 0,
     seed: int = 0,
 ) -> list[Examined]:
     """Diagnose each system on what it was asked.
@@ -49,21 +55,28 @@ def examine(
         encoder: the fixed encoder.
         kind, llm, likelihood_model: see `measures.measure_answers`.
         thresholds: see `audit.thresholds_from`.
+        again: of the questions, so many are also asked with the gold passages and with none, the same for all systems;
+            0 for all. What is seen in answers from retrieved passages is seen in all of them.
 
     Raises:
         RagbenchError: a threshold, a model or a judge cannot be used.
     """
     limits = None
+    asked = [query.id for _, query in each_question(outcomes[0].questions)]
+    chosen = set(asked if not 0 < again < len(asked) else [asked[n * len(asked) // again] for n in range(again)])
     examined = []
     for system, outcome in zip(systems, outcomes, strict=True):
-        trial = answer_counterfactually(collection, outcome.questions, outcome.run, outcome.answers, system.generator)
+        asked_again = {name: answer for name, answer in outcome.answers.items() if name in chosen}
+        trial = answer_counterfactually(collection, outcome.questions, outcome.run, asked_again, system.generator)
+        trial = replace(trial, answers={**trial.answers, "retrieved": outcome.answers})
         measured = measure_answers(
             collection, trial, encoder, kind=kind, llm=llm, likelihood_model=likelihood_model,
             answer_format=answer_format,
         )  # fmt: skip
+        llm = replace(llm, spent=llm.spent + measured.paid)  # one cap for all systems
         limits = limits or thresholds_from(thresholds or {}, measured)
         diagnosis = diagnose(collection, trial, measured.table, encoder, limits, seed)
-        examined.append(Examined(system, outcome, all_scores(outcome, measured, kind), diagnosis))
+        examined.append(Examined(system, outcome, all_scores(outcome, measured, kind), diagnosis, measured.spent))
     return examined
 
 

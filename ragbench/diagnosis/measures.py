@@ -44,6 +44,7 @@ class Measured:
         reliability: of the offline estimate, its agreement with people on held-out labels; of a judge, how many of n
             it scored, why not the others, and the spread between repeats.
         spent: what a judge cost, in words.
+        paid: the same as a number, in the currency of its prices.
     """
 
     table: pd.DataFrame
@@ -51,6 +52,7 @@ class Measured:
     relevant_from: float
     reliability: pd.DataFrame
     spent: str
+    paid: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def measure_answers(
         sum(getattr(found, name) for found in judgements.values()) for name in ("calls", "cached_calls", "cost")
     )
     spent = f"{calls} calls to {llm.model} for {paid:.2f}; {kept} more were in the cache."
-    return Measured(table, 0.5, RELEVANT_COSINE, pd.concat(coverage, ignore_index=True), spent)
+    return Measured(table, 0.5, RELEVANT_COSINE, pd.concat(coverage, ignore_index=True), spent, paid)
 
 
 def offline_measures(

@@ -63,8 +63,9 @@ _COSTS = {"tokens read": "prompt_tokens", "tokens written": "completion_tokens",
 
 
 def write_outcomes(folder: Path, outcomes: Sequence[Outcome], scores: pd.DataFrame) -> None:
-    """Write SYSTEM.trec and SYSTEM.answers.jsonl of every outcome, and scores.parquet."""
+    """Write SYSTEM.trec and, of those that answered, SYSTEM.answers.jsonl, and scores.parquet."""
     for outcome in outcomes:
         write_run(outcome.run, folder / f"{outcome.system}.trec", outcome.system)
-        write_answers(outcome.answers.values(), folder / f"{outcome.system}.answers.jsonl")
+        if outcome.answers:
+            write_answers(outcome.answers.values(), folder / f"{outcome.system}.answers.jsonl")
     write_scores(scores, folder / "scores.parquet")

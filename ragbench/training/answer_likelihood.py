@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from ragbench.training.answer_rows import IGNORED
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1536, 32_768
 """Padded tokens of one forward pass."""
@@ -22,8 +25,7 @@ class Row:
 def answer_log_likelihoods(network: Any, rows: Sequence[Row]) -> Tensor:
     """Return the summed log-likelihood (float32, natural log) of each row's answer given its prompt, in their order.
 
-    All rows pass in few padded batches of like length, and logits are computed at the answers' tokens only; the logits
-    before a token are those that predict it. Gradients flow unless they are switched off.
+    All rows pass in few padded batches of like length. Gradients flow unless they are switched off.
 
     Args:
         network: a causal language model of Transformers, in the mode that it is to be used in.
@@ -42,16 +44,29 @@ def answer_log_likelihoods(network: Any, rows: Sequence[Row]) -> Tensor:
 
 
 def _forward(network: Any, rows: Sequence[Row], width: int, device: torch.device) -> Tensor:
-    # Padded on the right, where no token sees the padding: so it needs no mask.
     ids = torch.tensor([[*row.prompt, *row.answer] + [0] * (width - _length(row)) for row in rows], device=device)
-    wanted = torch.zeros_like(ids, dtype=torch.bool)
-    for line, row in zip(wanted, rows, strict=True):
-        line[len(row.prompt) : _length(row)] = True
-    places = wanted[:, 1:].any(dim=0).nonzero().squeeze(1)
-    logits = network(input_ids=ids, logits_to_keep=places, use_cache=False).logits.float()
-    targets = ids[:, 1:][:, places]
-    each = logits.gather(2, targets[:, :, None])[:, :, 0] - torch.logsumexp(logits, dim=-1)
-    return each.masked_fill(~wanted[:, 1:][:, places], 0.0).sum(dim=1)
+    labels = torch.full_like(ids, IGNORED)
+    for number, row in enumerate(rows):
+        labels[number, len(row.prompt) : _length(row)] = torch.tensor(row.answer)
+    return label_log_likelihoods(network, ids, labels)
+
+
+def label_log_likelihoods(network: Any, ids: Tensor, labels: Tensor) -> Tensor:
+    """Return the summed log-likelihood (float32, natural log) of each row's labelled tokens.
+
+    Logits are computed only where some row has a label. The padding has to be on the right: as no token attends to
+    what comes after it, it needs no mask.
+
+    Args:
+        ids, labels: of shape (rows, tokens); a label is `IGNORED`, or the token that stands there.
+    """
+    wanted = labels[:, 1:]  # the logits before a token are those that predict it
+    places = (wanted != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = network(input_ids=ids, logits_to_keep=places, use_cache=False).logits
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1).float(), wanted[:, places].flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return -losses.view(len(ids), -1).sum(dim=1)
 
 
 def _length(row: Row) -> int:

@@ -30,25 +30,37 @@ def answer_rows(
     Raises:
         RagbenchError: an example has an empty answer or is too long, or there is no end token.
     """
+    rows: dict[str, list[Any]] = {name: [] for name in _FEATURES}
+    for example in examples:
+        prompt, answer = answer_tokens(example, tokenizer, ends, longest)
+        rows["input_ids"].append(prompt + answer)
+        rows["labels"].append([IGNORED] * len(prompt) + answer)
+        rows["query_id"].append(example["query_id"])
+    return Dataset.from_dict(rows, features=_FEATURES)
+
+
+def answer_tokens(
+    example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], longest: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the tokens of an example's prompt and of its answer, see `answer_rows`.
+
+    Raises:
+        RagbenchError: the answer is empty, both are too long together, or there is no end token.
+    """
     if not ends:
         raise RagbenchError(
             "Neither the tokenizer nor the model's settings name an end token: a model trained so would never "
             "stop. Set eos_token in its tokenizer_config.json."
         )
-    rows: dict[str, list[Any]] = {name: [] for name in _FEATURES}
-    for example in examples:
-        prompt, answer = _tokens(example, tokenizer)
-        if answer[-1] not in ends:
-            answer.append(tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0])
-        if longest is not None and len(prompt) + len(answer) > longest:
-            raise RagbenchError(
-                f"The example of query '{example['query_id']}' takes {len(prompt) + len(answer)} tokens; the model "
-                f"reads {longest}. Run 02_data_prep with a lower generator_max_context_tokens or generator_contexts."
-            )
-        rows["input_ids"].append(prompt + answer)
-        rows["labels"].append([IGNORED] * len(prompt) + answer)
-        rows["query_id"].append(example["query_id"])
-    return Dataset.from_dict(rows, features=_FEATURES)
+    prompt, answer = prompt_tokens(example, tokenizer), _turn(example, tokenizer)
+    if answer[-1] not in ends:
+        answer.append(tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0])
+    if longest is not None and len(prompt) + len(answer) > longest:
+        raise RagbenchError(
+            f"The example of query '{example['query_id']}' takes {len(prompt) + len(answer)} tokens; the model reads "
+            f"{longest}. Run 02_data_prep with a lower generator_max_context_tokens or generator_contexts."
+        )
+    return prompt, answer
 
 
 def prompt_tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -56,7 +68,7 @@ def prompt_tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -
     return list(tokenizer(render(tokenizer, example["prompt"]), add_special_tokens=False)["input_ids"])
 
 
-def _tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _turn(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     answer = example["completion"][-1]["content"]
     if not answer.strip():
         raise RagbenchError(
@@ -64,4 +76,4 @@ def _tokens(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> tupl
             "answer, or none at all, and run 02_data_prep again."
         )
     turn = render_answer(tokenizer, example["prompt"], answer)
-    return prompt_tokens(example, tokenizer), list(tokenizer(turn, add_special_tokens=False)["input_ids"])
+    return list(tokenizer(turn, add_special_tokens=False)["input_ids"])

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from ragbench.errors import RagbenchError
+from ragbench.training.answer_likelihood import label_log_likelihoods
 from ragbench.training.answer_rows import IGNORED
 from ragbench.training.answering import Exam, measure
 from ragbench.training.generator_model import plain_model
@@ -28,30 +28,11 @@ def padding(token: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     return collate
 
 
-def answer_loss(model: Any, ids: torch.Tensor, labels: torch.Tensor, count: Any = None) -> torch.Tensor:
-    """Return the mean negative log-likelihood (natural log) of the labelled tokens.
-
-    The same as the library's loss, for less: logits are computed where some row has a label only, which is a tenth of
-    the positions and saves a third of the time; and the padding, which is on the right, needs no mask, as no token
-    attends to what comes after it.
-
-    Args:
-        ids, labels: of shape (rows, tokens); a label is `IGNORED`, or the token that stands there.
-        count: labelled tokens of the whole step, where this is a part of it.
-    """
-    wanted = labels[:, 1:] != IGNORED
-    places = wanted.any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=ids, logits_to_keep=places, use_cache=False).logits
-    total = functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels[:, 1:][:, places].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return total / (wanted.sum() if count is None else count)
-
-
 class AnswerTrainer(SFTTrainer):
     """TRL's trainer with the loss of answers, which also answers dev at every evaluation.
 
-    It names the rows of a loss that is no number.
+    The loss is the library's, computed for less: without Triton TRL's own (1.16) computes the logits of all tokens. The
+    rows of a loss that is no number are named.
     """
 
     def __init__(self, *arguments: Any, exam: Exam, **named: Any) -> None:
@@ -61,12 +42,13 @@ class AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss of a batch, see `answer_loss`. Outputs are not to be had, and not asked for.
+        """Return the mean negative log-likelihood of the answers' tokens. Outputs are not to be had, and not asked for.
 
         Raises:
             RagbenchError: it is not finite.
         """
-        loss = answer_loss(model, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = -label_log_likelihoods(model, inputs["input_ids"], inputs["labels"]).sum() / tokens
         if model.training and not math.isfinite(float(loss.detach())):
             raise RagbenchError(
                 f"The loss was no number at step {self.state.global_step + 1} of {self.state.max_steps}, with learning "

@@ -3,14 +3,27 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from ragbench.evaluation.comparison import Comparison
-from ragbench.evaluation.scores import write_scores
+from ragbench.evaluation.evaluate import Outcome
+from ragbench.evaluation.systems import write_outcomes
 from ragbench.files import write_json, write_text
 from ragbench.training.guards import Guard
+
+
+class Training(Protocol):
+    """What a training says of itself: its log, a row a step, and the seconds it took."""
+
+    @property
+    def log(self) -> pd.DataFrame:
+        """A row a step."""
+
+    @property
+    def seconds(self) -> float:
+        """Over all attempts."""
 
 
 def kept_or_not(
@@ -34,19 +47,22 @@ def change_in_words(change: Comparison, name: str) -> str:
     return f"{name} on {change.split}: {change.difference:+.3f}{interval}, {change.n} questions."
 
 
-def write_outcome(
+def write_training(
     folder: Path,
-    log: pd.DataFrame,
+    trained: Training,
+    outcomes: Sequence[Outcome],
     scores: pd.DataFrame,
     metrics: Mapping[str, Any],
     decision: Mapping[str, Any],
     checked: Sequence[Guard],
-    seconds: float,
 ) -> None:
-    """Write scores, metrics, the log of the training, and the decision with its checks and the seconds it took."""
-    write_scores(scores, folder / "scores.parquet")
+    """Write what every training leaves beside its models.
+
+    Runs, answers and scores (`systems.write_outcomes`), metrics.json, training_log.csv, and decision.json with the
+    checks and the seconds that the training took.
+    """
+    write_outcomes(folder, outcomes, scores)
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "training_log.csv", log.to_csv(index=False))
-    write_json(
-        folder / "decision.json", {**decision, "guards": [asdict(guard) for guard in checked], "seconds": seconds}
-    )
+    write_text(folder / "training_log.csv", trained.log.to_csv(index=False))
+    guards = [asdict(guard) for guard in checked]
+    write_json(folder / "decision.json", {**decision, "guards": guards, "seconds": trained.seconds})

@@ -40,8 +40,9 @@ from ragbench.training.joint_session import Joint, Session, look, take_step
 TRAIN, DEV = "train", "dev"
 WARMUP = 0.1
 _CODE = (
-    "answer_likelihood.py", "answer_rows.py", "contrast.py", "end_to_end.py", "guards.py", "joint_looks.py",
-    "joint_models.py", "joint_progress.py", "joint_questions.py", "joint_session.py", "objectives.py",
+    "answer_likelihood.py", "answer_rows.py", "contrast.py", "end_to_end.py", "generator_model.py", "guards.py",
+    "joint_looks.py", "joint_models.py", "joint_progress.py", "joint_questions.py", "joint_session.py",
+    "objectives.py",
 )  # fmt: skip
 
 
@@ -139,19 +140,22 @@ def _train(
     optimizer = torch.optim.AdamW(_groups(models, joint), weight_decay=0.0)
     progress = Progress(models, optimizer, folder)
     progress.resume(session)
-    if not progress.looks:
-        progress.note(look(session, dev, 0), session)
-    with tqdm(total=joint.steps, initial=progress.step, desc="training", unit="step") as bar:
+    with tqdm(total=joint.steps, initial=progress.step, desc="looking at dev", unit="step") as bar:
+        if not progress.looks:
+            progress.note(look(session, dev, 0), session)
+        bar.set_description("training")
         while progress.step < joint.steps and progress.stopped is None:
             _set_rates(optimizer, joint, progress.step)
             batch = _batch(train, joint.questions, progress.step, seed)
             progress.log.append({"step": progress.step + 1, **take_step(session, batch, optimizer)})
             progress.step += 1
             if progress.step % joint.look_every == 0 or progress.step == joint.steps:
+                bar.set_description("looking at dev")
                 progress.stopped = alarm(progress.looks[0], seen := look(session, dev, progress.step))
                 progress.note(seen, session)
                 if watch:
                     watch(pd.DataFrame(progress.log), progress.looks)
+                bar.set_description("training")
             bar.update()
             bar.set_postfix({"loss": f"{progress.log[-1]['loss']:.3f}", "dev": f"{progress.looks[-1].loss:.3f}"})
     progress.finish(generator)
@@ -169,7 +173,7 @@ def _session(
         longest_input(generator.model, generator.revision),
         token_counter(generator),
     )
-    return Session(joint, models, prompter, passage_texts(collection).to_pylist(), vectors, build_index(vectors))
+    return Session(joint, models, prompter, passage_texts(collection), vectors, build_index(vectors))
 
 
 def _encoder(retriever: Retriever) -> Encoder:
@@ -193,7 +197,7 @@ def _groups(models: Models, joint: Joint) -> list[dict[str, Any]]:
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, joint: Joint, step: int) -> None:
-    """Rise over the first tenth of the steps, then fall to 0."""
+    """Rise over the first tenth of the steps, then fall to 0; the first step is not lost at a rate of 0."""
     warm = max(1, round(WARMUP * joint.steps))
     share = min((step + 1) / warm, (joint.steps - step) / max(1, joint.steps - warm))
     for group in optimizer.param_groups:

@@ -55,7 +55,7 @@ class Mix:
     """
 
     contexts: int = 3
-    without_gold: float = 0.2
+    without_gold: float = 0.0
     shuffle: bool = True
     seed: int = 0
 

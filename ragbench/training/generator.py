@@ -41,7 +41,7 @@ from ragbench.training.checkpoints import (
     settings,
     tidy_log,
 )
-from ragbench.training.generator_model import Recipe, open_for_training, plain_model, trained_weights
+from ragbench.training.generator_model import Recipe, name_base, open_for_training, plain_model, trained_weights
 from ragbench.training.grid import grid
 
 BOOKKEEPING: dict[str, Any] = {
@@ -58,8 +58,8 @@ BOOKKEEPING: dict[str, Any] = {
 }
 """Arguments of the trainer that change nothing in what is learned, and that `fine_tune` relies on."""
 _CODE = (
-    "answer_rows.py", "answer_trainer.py", "answering.py", "callbacks.py", "checkpoints.py", "generator.py",
-    "generator_model.py", "guards.py",
+    "answer_likelihood.py", "answer_rows.py", "answer_trainer.py", "answering.py", "callbacks.py", "checkpoints.py",
+    "generator.py", "generator_model.py", "guards.py",
 )  # fmt: skip
 _LOGGED = {f"eval_{CRITERION}": "dev", "eval_loss": "dev_loss"}
 _MODEL_FILES = (ADAPTER_CONFIG, "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
@@ -232,9 +232,5 @@ def _save(checkpoint: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, 
     for path in (path for pattern in _MODEL_FILES for path in checkpoint.glob(pattern)):
         shutil.copy(path, folder)
     tokenizer.save_pretrained(folder)
-    config = folder / ADAPTER_CONFIG
-    if config.is_file():
-        # The trainer noted the folder of an unpacked model, which is of this machine.
-        known = json.loads(config.read_text(encoding="utf-8"))
-        names = {"base_model_name_or_path": recipe.model, "revision": recipe.revision or None}
-        write_json(config, known | names)
+    if (folder / ADAPTER_CONFIG).is_file():
+        name_base(folder, recipe.model, recipe.revision)

@@ -1,5 +1,6 @@
 """The generator as it is opened for training: an adapter on frozen weights, in 16 or 4 bits, or all of its weights."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -10,6 +11,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from ragbench.devices import choose_device, choose_dtype
 from ragbench.errors import RagbenchError
+from ragbench.files import write_json
+from ragbench.models import ADAPTER_CONFIG, adapted_model, resolve_model
 
 ALL_LINEAR = ("all-linear",)
 METHODS = ("lora", "qlora", "full")
@@ -117,3 +120,19 @@ def trained_weights(network: PreTrainedModel | PeftModel) -> dict[str, torch.Ten
     """Return a copy of what is trained, under the names that its checkpoints have."""
     named = get_peft_model_state_dict(network) if isinstance(network, PeftModel) else dict(network.named_parameters())
     return {name: weight.detach().cpu().clone() for name, weight in named.items()}
+
+
+def adapted_name(model: str, revision: str) -> tuple[str, str]:
+    """Return name and revision of the model that an adapter belongs to, as it was asked for; a whole model's own."""
+    folder = resolve_model(model, revision)
+    if adapted_model(folder) is None:
+        return model, revision
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"], config.get("revision") or ""
+
+
+def name_base(folder: Path, model: str, revision: str) -> None:
+    """Put a name into an adapter's configuration, where PEFT notes a folder of this machine."""
+    path = folder / ADAPTER_CONFIG
+    known = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, known | {"base_model_name_or_path": model, "revision": revision or None})

@@ -1,7 +1,7 @@
 """What came of tuning a generator: whether it is kept, and the folder with its card."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ from ragbench.evaluation.comparison import Comparison, paired
 from ragbench.evaluation.evaluate import Outcome, Questions, choose_questions
 from ragbench.evaluation.scores import bootstrap_interval
 from ragbench.files import write_text
-from ragbench.generation.answers import write_answers
 from ragbench.generation.generate import Generator, complete
 from ragbench.generation.local import load_model, load_tokenizer
 from ragbench.generation.prompts import CLOSED_BOOK
 from ragbench.models import model_hash
 from ragbench.training import guards
 from ragbench.training.answering import CRITERION, CRITERION_IN_WORDS
-from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
+from ragbench.training.decision import change_in_words, kept_or_not
 from ragbench.training.generator import Tuned
 from ragbench.training.guards import Guard
 
@@ -73,6 +72,11 @@ def questions_to_compare(collection: Collection, limit: int = 0, seed: int = 0) 
     With a `limit` above 0, that many of them, see `choose_questions`.
     """
     return choose_questions(collection, [split for split in (DEV, OOD) if split in collection.qrels], limit, seed)
+
+
+def of_answers(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of answers: those of what was retrieved and shown are the same for every generator."""
+    return scores[~scores["metric"].str.contains("@|^context_", regex=True)].reset_index(drop=True)
 
 
 def closed_book(
@@ -201,18 +205,3 @@ def save_generator(
         network.save_pretrained(folder / "merged")
         load_tokenizer(tuned.folder, version).save_pretrained(folder / "merged")
         write_text(folder / "merged" / "README.md", card)
-
-
-def write_results(
-    folder: Path,
-    tuned: Tuned,
-    outcomes: Iterable[Outcome],
-    scores: pd.DataFrame,
-    metrics: Mapping[str, Any],
-    decision: Mapping[str, Any],
-    checked: Sequence[Guard],
-) -> None:
-    """Write what 04_generator leaves beside the model: answers, scores, metrics, the log, the decision."""
-    for outcome in outcomes:
-        write_answers(outcome.answers.values(), folder / f"{outcome.system}.answers.jsonl")
-    write_outcome(folder, tuned.log, scores, metrics, decision, checked, tuned.seconds)

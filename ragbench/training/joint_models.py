@@ -1,7 +1,6 @@
 """The two models of joint training: opened with what is to learn in float32, used with gradients, and saved."""
 
 import copy
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,21 +9,23 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from peft import PeftModel
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Router
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ragbench.devices import choose_device, choose_dtype
-from ragbench.files import write_json
 from ragbench.generation.generate import Generator
 from ragbench.generation.local import load_model, load_tokenizer
-from ragbench.models import ADAPTER_CONFIG, adapted_model, model_hash, resolve_model
+from ragbench.models import adapted_model, model_hash, resolve_model
 from ragbench.retrieval.retrieve import Retriever
 from ragbench.training.contrast import embed
-from ragbench.training.generator_model import Recipe, open_for_training
+from ragbench.training.generator_model import Recipe, adapted_name, name_base, open_for_training
 
 Kind = Literal["query", "document"]
 _PROMPTS: dict[Kind, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -127,19 +128,23 @@ def embed_texts(model: SentenceTransformer, texts: Sequence[str], kind: Kind) ->
     return embed(partial(model, task=kind), tensors)  # type: ignore[arg-type]  # called like the module
 
 
+def texts_of(texts: pa.ChunkedArray, rows: Sequence[int] | np.ndarray) -> list[str]:
+    """Return some rows of an Arrow array of texts."""
+    return texts.take(pa.array(rows, type=pa.int64())).to_pylist()
+
+
 @torch.no_grad()
-def embed_corpus(models: Models, texts: Sequence[str]) -> np.ndarray:
+def embed_corpus(models: Models, texts: pa.ChunkedArray) -> np.ndarray:
     """Return the embeddings of all passages by the encoder as it is now, float32 of shape (passages, dimensions)."""
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    vectors = np.empty((len(texts), 0), dtype=np.float32)
-    for start in range(0, len(order), _CHUNK):
-        rows = order[start : start + _CHUNK]
-        with models.autocast():
-            found = embed_texts(models.passages, [texts[row] for row in rows], "document").cpu().numpy()
-        if not vectors.shape[1]:
-            vectors = np.empty((len(texts), found.shape[1]), dtype=np.float32)
-        vectors[rows] = found
-    return vectors
+    order = np.argsort(-pc.utf8_length(texts).to_numpy(), kind="stable")
+    parts: list[np.ndarray] = []
+    with tqdm(total=len(order), desc="encoding passages anew", unit="text") as bar, models.autocast():
+        for start in range(0, len(order), _CHUNK):
+            rows = order[start : start + _CHUNK]
+            parts.append(embed_texts(models.passages, texts_of(texts, rows), "document").cpu().numpy())
+            bar.update(len(rows))
+    vectors = np.concatenate(parts)
+    return vectors[np.argsort(order)]
 
 
 def save_models(models: Models, retriever: Path, generator: Path, start: Generator) -> None:
@@ -160,12 +165,4 @@ def save_models(models: Models, retriever: Path, generator: Path, start: Generat
     models.generator.save_pretrained(str(generator))
     (generator / "README.md").unlink(missing_ok=True)
     models.tokenizer.save_pretrained(generator)
-    # Under the name by which the base was asked for: the folder of an unpacked model is of this machine.
-    config = generator / ADAPTER_CONFIG
-    folder = resolve_model(start.model, start.revision)
-    named = json.loads((folder / ADAPTER_CONFIG).read_text()) if adapted_model(folder) else {}
-    names = {
-        "base_model_name_or_path": named.get("base_model_name_or_path", start.model),
-        "revision": named.get("revision", start.revision or None),
-    }
-    write_json(config, json.loads(config.read_text(encoding="utf-8")) | names)
+    name_base(generator, *adapted_name(start.model, start.revision))

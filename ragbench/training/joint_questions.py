@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ragbench.collection.schema import Collection, Query, needed_groups, passages, rows_of, split_queries
+from ragbench.collection.schema import Collection, Passage, Query, needed_groups, rows_of, split_queries
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_text
 from ragbench.generation.generate import Generator
 from ragbench.generation.prompts import Message, TokenCount, build_prompt
 from ragbench.training.answer_likelihood import Row
-from ragbench.training.answer_rows import IGNORED, answer_rows
+from ragbench.training.answer_rows import answer_tokens
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,20 @@ def asked_of(collection: Collection, split: str, limit: int = 0) -> list[Asked]:
     Raises:
         RagbenchError: there is none, or no such split.
     """
-    found: list[Asked] = []
-    for query in split_queries(collection, split):
-        gold = {name: score for name, score in collection.qrels[split][query.id].items() if score > 0}
-        if query.answer and query.answerable and gold:
-            row = dict(zip(gold, rows_of(collection, list(gold)).tolist(), strict=True))
-            needs = tuple(frozenset(row[name] for name in group) for group in needed_groups(query, gold))
-            found.append(Asked(query, tuple(row.values()), needs))
+    judged = collection.qrels[split]
+    gold = {
+        query.id: {name: score for name, score in judged[query.id].items() if score > 0}
+        for query in split_queries(collection, split)
+        if query.answer and query.answerable
+    }
+    names = list(dict.fromkeys(name for scores in gold.values() for name in scores))
+    row = dict(zip(names, rows_of(collection, names).tolist(), strict=True))
+    found = []
+    for query_id, scores in gold.items():
+        if scores:
+            query = collection.queries[query_id]
+            needs = tuple(frozenset(row[name] for name in group) for group in needed_groups(query, scores))
+            found.append(Asked(query, tuple(row[name] for name in scores), needs))
     if not found:
         raise RagbenchError(
             f"Joint training needs questions of the split '{split}' that have both an answer and gold passages; there "
@@ -55,7 +62,7 @@ class Prompter:
 
     Attributes:
         count_tokens: the generator's; opening it for every prompt would verify its weights each time.
-        ends, longest: see `answer_rows`.
+        ends, longest: see `answer_rows.answer_tokens`.
     """
 
     collection: Collection
@@ -67,7 +74,7 @@ class Prompter:
 
     def alone(self, asked: Asked, rows: Sequence[int]) -> list[Row]:
         """Return the question with each of some passages alone before it, and its answer."""
-        return self._tokens([(asked, self._prompt(asked, [row]), asked.query.answer or "") for row in rows])
+        return [self._row(asked, [row]) for row in rows]
 
     def together(self, asked: Asked, rows: Sequence[int]) -> Row:
         """Return the question with its best passages together before it, as when answering, and its answer.
@@ -78,35 +85,27 @@ class Prompter:
         """
         shown = [int(row) for row in rows[: self.generator.contexts]]
         missing = [min(group) for group in asked.needs if not group & set(shown)]
-        needed = {row for group in asked.needs for row in group} | set(missing)
+        needed = frozenset().union(*asked.needs)
         others = [row for row in shown if row not in needed]
         kept = [row for row in shown if row in needed] + missing
-        chosen = [*kept, *others[: max(0, self.generator.contexts - len(kept))]]
+        chosen = [*kept, *others][: self.generator.contexts]
         order = np.random.default_rng(int(sha256_text(asked.query.id), 16)).permutation(len(chosen))
-        return self._tokens([(asked, self._prompt(asked, [chosen[n] for n in order]), asked.query.answer or "")])[0]
+        return self._row(asked, [chosen[place] for place in order])
 
     def _prompt(self, asked: Asked, rows: Sequence[int]) -> tuple[Message, ...]:
-        ids = [self.collection.corpus[int(row)]["_id"] for row in rows]
-        known = passages(self.collection, ids)
+        found = [self.collection.corpus[int(row)] for row in rows]
         return build_prompt(
             asked.query.id,
             asked.query.text,
-            [known[name] for name in ids],
+            [Passage(row["_id"], row["title"], row["text"], row["document_id"]) for row in found],
             count_tokens=self.count_tokens,
             max_context_tokens=self.generator.max_context_tokens,
             instruction=self.generator.instruction,
             order=self.generator.order,
         ).messages
 
-    def _tokens(self, parts: Sequence[tuple[Asked, tuple[Message, ...], str]]) -> list[Row]:
-        examples = [
-            {"prompt": list(prompt), "completion": [{"role": "assistant", "content": answer}],
-             "query_id": asked.query.id}
-            for asked, prompt, answer in parts
-        ]  # fmt: skip
-        rows = answer_rows(examples, self.tokenizer, self.ends, self.longest)
-        found: list[Row] = []
-        for row in rows:
-            start = row["labels"].count(IGNORED)
-            found.append(Row(tuple(row["input_ids"][:start]), tuple(row["input_ids"][start:])))
-        return found
+    def _row(self, asked: Asked, rows: Sequence[int]) -> Row:
+        answer = [{"role": "assistant", "content": asked.query.answer or ""}]
+        example = {"prompt": self._prompt(asked, rows), "completion": answer, "query_id": asked.query.id}
+        prompt, expected = answer_tokens(example, self.tokenizer, self.ends, self.longest)
+        return Row(tuple(prompt), tuple(expected))

@@ -14,17 +14,15 @@ from ragbench.evaluation.comparison import Comparison
 from ragbench.evaluation.evaluate import Outcome, Questions, System, evaluate
 from ragbench.evaluation.scores import bootstrap_interval
 from ragbench.files import write_text
-from ragbench.generation.answers import write_answers
 from ragbench.retrieval.encoder import Encoder
-from ragbench.retrieval.runs import top, write_run
-from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
+from ragbench.retrieval.runs import top
+from ragbench.training.decision import change_in_words, kept_or_not
 from ragbench.training.end_to_end import Trained
 from ragbench.training.generator_result import dev_kept, ood_kept
 from ragbench.training.guards import Guard
 from ragbench.training.joint_looks import Look
 
 MEASURES = ("ndcg@10", "answer_f1", "citation_precision", "refusal")
-NO_ALARM = "no alarm"
 _EFFECTS = {"retriever": "what is retrieved now", "generator": "how it is answered now"}
 
 
@@ -41,18 +39,16 @@ def looks_table(looks: Sequence[Look]) -> pd.DataFrame:
 
 
 def check(trained: Trained, before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:
-    """Return all guards: of the training, whether an alarm ended it, whether answers on dev or ood fell."""
-    stopped = Guard(NO_ALARM, trained.stopped is None, trained.stopped or "training went to its end")
-    return [*trained.guards, stopped, *dev_kept(before, after, seed), *ood_kept(before, after, tolerance, seed)]
+    """Return all guards: of the training, and whether answers on dev or ood fell."""
+    return [*trained.guards, *dev_kept(before, after, seed), *ood_kept(before, after, tolerance, seed)]
 
 
-def decide(checked: Sequence[Guard], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return {"kept", "reason", "notes"}; an alarm alone does not discard, as the best state before it is kept."""
+def decide(trained: Trained, checked: Sequence[Guard], comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return {"kept", "reason", "notes"}; an alarm is only noted, as the best state before it is what was left."""
     notes = [change_in_words(c, c.metric) for c in comparisons if c.metric in MEASURES and c.n]
-    stopped = [guard for guard in checked if guard.name == NO_ALARM and not guard.holds]
-    notes += [f"Training was stopped: {guard.measured}." for guard in stopped]
-    deciding = [guard for guard in checked if guard.name != NO_ALARM]
-    return kept_or_not(deciding, notes, "system that training started from", "jointly trained system")
+    if trained.stopped:
+        notes.append(f"Training was stopped: {trained.stopped}.")
+    return kept_or_not(checked, notes, "system that training started from", "jointly trained system")
 
 
 def crossed(start: System, end: System) -> list[System]:
@@ -142,25 +138,9 @@ def _short(text: str) -> str:
     return text if len(text) <= 90 else f"{text[:90]} …"
 
 
-def write_results(
-    folder: Path,
-    trained: Trained,
-    outcomes: Sequence[Outcome],
-    scores: pd.DataFrame,
-    metrics: Mapping[str, Any],
-    decision: Mapping[str, Any],
-    checked: Sequence[Guard],
-) -> None:
-    """Write what 05_end_to_end leaves beside the models: answers, runs, scores, metrics, log, looks, the decision."""
-    for outcome in outcomes:
-        write_run(outcome.run, folder / f"{outcome.system}.trec", outcome.system)
-        write_answers(outcome.answers.values(), folder / f"{outcome.system}.answers.jsonl")
-    write_text(folder / "looks.csv", pd.DataFrame([asdict(look) for look in trained.looks]).to_csv(index=False))
-    write_outcome(folder, trained.log, scores, metrics, decision, checked, trained.seconds)
-
-
 def save_jointly(folder: Path, trained: Trained, decision: Mapping[str, Any]) -> None:
-    """Copy what was trained into ``retriever/`` and, if it learned, ``generator/``; nothing if it is not kept."""
+    """Write looks.csv and, if it is kept, what was trained: ``retriever/`` and, if it learned, ``generator/``."""
+    write_text(folder / "looks.csv", pd.DataFrame([asdict(look) for look in trained.looks]).to_csv(index=False))
     if decision["kept"] == "base":
         return
     shutil.copytree(trained.retriever, folder / "retriever")

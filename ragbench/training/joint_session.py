@@ -6,6 +6,7 @@ from typing import Literal
 
 import faiss
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -15,9 +16,11 @@ from ragbench.training import objectives
 from ragbench.training.answer_likelihood import answer_log_likelihoods
 from ragbench.training.contrast import contrast
 from ragbench.training.joint_looks import Look
-from ragbench.training.joint_models import Models, embed_corpus, embed_texts
+from ragbench.training.joint_models import Models, embed_corpus, embed_texts, texts_of
 from ragbench.training.joint_questions import Asked, Prompter
 
+NEGLIGIBLE = 1e-6
+"""Share in the marginal likelihood below which a passage's gradient is not computed: less than rounding takes away."""
 MAX_NORM = 1.0
 """Longer gradients are cut to this length, the retriever's and the generator's each for itself."""
 
@@ -82,7 +85,7 @@ class Session:
     """What lasts from step to step.
 
     Attributes:
-        texts: of all passages, in the order of the corpus.
+        texts: of all passages, in the order of the corpus; in Arrow, as there may be millions.
         vectors, index: their embeddings as of the last refresh, and the index of them.
         lengths: question → tokens of its answer.
         likelihoods: (question, corpus row) → summed log-likelihood of the answer, kept while the generator is frozen.
@@ -91,7 +94,7 @@ class Session:
     joint: Joint
     models: Models
     prompter: Prompter
-    texts: Sequence[str]
+    texts: pa.ChunkedArray
     vectors: np.ndarray
     index: faiss.Index
     lengths: dict[str, int] = field(default_factory=dict)
@@ -162,12 +165,12 @@ def _candidates(session: Session, queries: Tensor) -> np.ndarray:
     joint = session.joint
     both = session.models.both_sides
     depth = max(joint.passages, joint.over_retrieve) if both else joint.passages
-    found = search(session.index, queries.float().cpu().numpy(), depth)[1]
+    found = search(session.index, queries.cpu().numpy(), depth)[1]
     if not both:
         return found
     pool = sorted({int(row) for row in found.flat})
     with torch.no_grad(), session.models.autocast():
-        fresh = embed_texts(session.models.passages, [session.texts[row] for row in pool], "document")
+        fresh = embed_texts(session.models.passages, texts_of(session.texts, pool), "document")
     scores = (queries[:, None] * fresh[torch.from_numpy(np.searchsorted(pool, found))]).sum(dim=-1).cpu().numpy()
     order = np.argsort(-scores, axis=1, kind="stable")[:, : joint.passages]
     return np.take_along_axis(found, order, axis=1)
@@ -179,33 +182,35 @@ def _embedded(session: Session, rows: Sequence[int]) -> Tensor:
     if not models.both_sides:
         return torch.from_numpy(session.vectors[list(rows)]).to(models.queries.device)
     with models.autocast():
-        return embed_texts(models.passages, [session.texts[row] for row in rows], "document")
+        return embed_texts(models.passages, texts_of(session.texts, rows), "document")
 
 
 def _teach_generator(session: Session, batch: Sequence[Asked], rows: np.ndarray, log_p: Tensor) -> tuple[float, Tensor]:
-    """Leave the generator's gradients; return its loss, and the answers' log-likelihoods given each passage alone."""
+    """Leave the generator's gradients; return its loss, and the answers' log-likelihoods given each passage alone.
+
+    Of the marginal likelihood a passage's gradient is that of its log-likelihood, times its share in the sum. So all
+    passages are read without gradients first, and only those that count once more with them.
+    """
     joint, models = session.joint, session.models
-    if joint.train_generator and joint.objective == "rag_sequence":
-        loss, found = 0.0, []
-        for number, asked in enumerate(batch):
-            with models.autocast():
-                sums = answer_log_likelihoods(models.generator, session.prompter.alone(asked, rows[number]))
-            part = objectives.rag_sequence(log_p[number : number + 1], sums[None]) / len(batch)
-            part.backward()
-            loss += float(part.detach())
-            found.append(sums.detach())
-        return loss, torch.stack(found)
     sums = _likelihoods(session, batch, rows)
     if not joint.train_generator:
         return 0.0, sums
-    shown = [session.prompter.together(asked, rows[number]) for number, asked in enumerate(batch)]
-    tokens, loss = sum(len(row.answer) for row in shown), 0.0
-    for row in shown:
+    if joint.objective == "rag_sequence":
+        shares = torch.softmax(log_p + sums, dim=-1)
+        kept = [np.flatnonzero(share > NEGLIGIBLE) for share in shares.cpu().numpy()]
+        shown = [session.prompter.alone(asked, rows[n][kept[n]]) for n, asked in enumerate(batch)]
+        weights = [shares[n][kept[n]] / len(batch) for n in range(len(batch))]
+    else:
+        shown = [[session.prompter.together(asked, rows[n])] for n, asked in enumerate(batch)]
+        tokens = sum(len(row.answer) for [row] in shown)
+        weights = [sums.new_tensor([1 / tokens])] * len(batch)
+    loss = 0.0
+    for prompts, weight in zip(shown, weights, strict=True):
         with models.autocast():
-            part = -answer_log_likelihoods(models.generator, [row]).sum() / tokens
+            part = -(weight * answer_log_likelihoods(models.generator, prompts)).sum()
         part.backward()
         loss += float(part.detach())
-    return loss, sums
+    return (float(objectives.rag_sequence(log_p, sums)) if joint.objective == "rag_sequence" else loss), sums
 
 
 @torch.no_grad()
@@ -245,7 +250,7 @@ def look(session: Session, dev: Sequence[Asked], step: int) -> Look:
     joint, models = session.joint, session.models
     with models.autocast():
         queries = embed_texts(models.queries, [asked.query.text for asked in dev], "query")
-    asked_for = queries.float().cpu().numpy()
+    asked_for = queries.cpu().numpy()
     stale = search(session.index, asked_for, joint.passages)[1]
     if models.both_sides and step:
         refresh(session)

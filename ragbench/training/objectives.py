@@ -1,12 +1,12 @@
 """What the generator tells the retriever: losses over the passages that were retrieved for a question.
 
 All take `log_p`, the log of the retriever's distribution over a question's K passages (`passage_log_probs`), and the
-generator's log-likelihoods of the expected answer given each passage alone, both of shape (questions, K). A passage
-that is missing, because fewer than K were found, has a log-probability of -inf.
+generator's log-likelihoods of the expected answer given each passage alone, both of shape (questions, K).
 """
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 from torch.nn import functional
 
 DIRECTIONS = ("to_generator", "to_retriever")
@@ -55,14 +55,11 @@ def distillation(log_p: Tensor, mean_answers: Tensor, temperature: float, direct
         direction: ``to_generator`` for KL(generator ‖ retriever), as Atlas's code has it (Izacard et al. 2022), or
             ``to_retriever`` for KL(retriever ‖ generator), as REPLUG (Shi et al. 2023) and RA-DIT print it.
     """
-    # A missing passage has probability 0 in both, and adds nothing; -inf less -inf would be NaN.
-    there = torch.isfinite(log_p)
-    target = target_log_probs(mean_answers.masked_fill(~there, -torch.inf), temperature)
-    first, second = (target, log_p) if direction == "to_generator" else (log_p, target)
-    difference = (first - second).masked_fill(~there, 0.0)
-    return (first.exp().masked_fill(~there, 0.0) * difference).sum(dim=-1).mean()
+    target = target_log_probs(mean_answers, temperature)
+    fitted, wanted = (log_p, target) if direction == "to_generator" else (target, log_p)
+    return functional.kl_div(fitted, wanted, reduction="batchmean", log_target=True)
 
 
 def entropy(log_p: Tensor) -> float:
     """Return the mean entropy over the questions in nats: near log K nothing is told apart, near 0 all is decided."""
-    return float(-(log_p.exp() * log_p.masked_fill(~torch.isfinite(log_p), 0.0)).sum(dim=-1).mean())
+    return float(Categorical(logits=log_p).entropy().mean())

@@ -15,9 +15,8 @@ from ragbench.evaluation.evaluate import Outcome, Questions
 from ragbench.files import write_text
 from ragbench.models import resolve_model
 from ragbench.retrieval.encoder import Encoder, encode
-from ragbench.retrieval.runs import write_run
 from ragbench.training import guards
-from ragbench.training.decision import change_in_words, kept_or_not, write_outcome
+from ragbench.training.decision import change_in_words, kept_or_not
 from ragbench.training.dev import DEV, LABELLED, DevSet
 from ragbench.training.guards import Guard
 from ragbench.training.retriever import Recipe, Tuned
@@ -118,19 +117,3 @@ def save_retriever(
     kept = tuned.folder if decision["kept"] == "tuned" else resolve_model(recipe.model, recipe.revision)
     shutil.copytree(kept, folder, ignore=shutil.ignore_patterns("README.md", "*.bin", "*.onnx", "*.h5"))
     write_text(folder / "README.md", model_card(tuned, recipe, decision, metrics, parameters, data))
-
-
-def write_results(
-    folder: Path,
-    tuned: Tuned,
-    before: Outcome,
-    after: Outcome,
-    scores: pd.DataFrame,
-    metrics: Mapping[str, Any],
-    decision: Mapping[str, Any],
-    checked: Sequence[Guard],
-) -> None:
-    """Write what 03_retriever leaves beside the model: runs, scores, metrics, the log of the training, the decision."""
-    write_run(before.run, folder / f"{before.system}.trec", before.system)
-    write_run(after.run, folder / f"{after.system}.trec", after.system)
-    write_outcome(folder, tuned.log, scores, metrics, decision, checked, tuned.seconds)

@@ -95,7 +95,10 @@ def against_base(metrics: Mapping[str, Any], split: str, baseline: str = "base")
 
 
 def tidy_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Turn the ``comparisons`` of a metrics.json into columns baseline, system, split, metric, …, n."""
+    """Turn the ``comparisons`` of a metrics.json into a table.
+
+    Columns baseline, system, split, metric, difference, low, high, n.
+    """
     rows = [
         (
             entry["baseline"],

@@ -4,9 +4,12 @@ import pandas as pd
 import pytest
 
 from ragbench.collection.schema import Collection, Query, corpus_from_rows
+from ragbench.diagnosis import before_after
 from ragbench.diagnosis.attribution import CELLS, Attribution, Share
 from ragbench.diagnosis.audit import Diagnosis
 from ragbench.diagnosis.before_after import Examined, attribution_table, examine, signs_table, what_became
+from ragbench.diagnosis.measures import COLUMNS as MEASURES
+from ragbench.diagnosis.measures import Measured
 from ragbench.diagnosis.sign import Sign
 from ragbench.evaluation.evaluate import Outcome, System, evaluate
 from ragbench.evaluation.judge import Judge
@@ -25,7 +28,7 @@ def sign(name, state, rate=0.5, n=20):
 
 def examined(name, *signs, attribution=None):
     diagnosis = Diagnosis(NOTHING, attribution, signs, (), {}, 0.0)
-    return Examined(System(name, Retriever(), Generator()), Outcome(name, {}, {}, {}, NOTHING), NOTHING, diagnosis)
+    return Examined(System(name, Retriever(), Generator()), Outcome(name, {}, {}, {}, NOTHING), NOTHING, diagnosis, "")
 
 
 BASE = examined("base", sign("lies", "present"), sign("rambles", "absent", 0.1), sign("dodges", "possible", 0.3))
@@ -88,5 +91,28 @@ def test_systems_are_examined_on_their_own_answers_by_one_bar(whole, tiny_encode
         rows = each.scores[each.scores["metric"] == "grounding"]
         assert set(rows["system"]) == {each.system.name} and len(rows) == N
         assert len(each.diagnosis.evidence) == N
+        assert each.diagnosis.attribution.scored == N
+    some = examine(whole, systems, outcomes, encoder, kind="offline", llm=Judge(model="", endpoint=""), again=5)
+    for each, other in zip(some, found, strict=True):
+        assert each.diagnosis.attribution.scored == 5
+        assert each.scores.equals(other.scores)  # all answers are scored all the same
     # A threshold that the caller sets holds for every system.
     assert {s.threshold for each in found for s in each.diagnosis.signs if s.name == "format"} == {0.99}
+
+
+def test_a_judge_has_one_cap_for_all_systems(whole, monkeypatch, tiny_encoder):
+    spent = []
+
+    def measured(*_, llm, **__):
+        spent.append(llm.spent)
+        return Measured(pd.DataFrame(columns=MEASURES), 0.5, 0.5, pd.DataFrame(), "3 calls", 1.5)
+
+    monkeypatch.setattr(before_after, "measure_answers", measured)
+    encoder = open_encoder(str(tiny_encoder), device="cpu", dtype="float32")
+    systems = [System(name, Retriever(), Generator(backend="none")) for name in ("base", "retriever", "both")]
+    questions = {"test": list(whole.queries.values())}
+    run = {name: {f"p{n}": -float(n) for n in range(3)} for name in whole.queries}
+    outcomes = [Outcome(each.name, questions, run, {}, NOTHING) for each in systems]
+    found = examine(whole, systems, outcomes, encoder, kind="endpoint", llm=Judge(model="m", endpoint="e", spent=1.0))
+    assert spent == [1.0, 2.5, 4.0]
+    assert [each.spent for each in found] == ["3 calls"] * 3

@@ -141,7 +141,7 @@ def naive_loss(session, batch, rows):
     joint, models = session.joint, session.models
     queries = torch.cat([embed_texts(models.queries, [asked.query.text], "query") for asked in batch])
     pool = sorted({int(row) for row in rows.flat} | {row for asked in batch for row in asked.gold})
-    passages = torch.cat([embed_texts(models.passages, [session.texts[row]], "document") for row in pool])
+    passages = torch.cat([embed_texts(models.passages, [session.texts[row].as_py()], "document") for row in pool])
     total = 0.0
     for query, asked, line in zip(queries, batch, rows, strict=True):
         similarities = torch.stack([query @ passages[pool.index(int(row))] for row in line])
@@ -176,6 +176,20 @@ def test_gradients_computed_in_parts_are_those_of_the_whole_marginal_likelihood(
         if expected[name] is not None:
             assert torch.allclose(weight.grad, expected[name], atol=2e-4), name
     assert sum(gradient is not None and bool(gradient.any()) for gradient in expected.values()) > 20
+
+
+def test_passages_that_do_not_count_are_read_without_gradients_only(collection, parts, monkeypatch):
+    monkeypatch.setattr(joint_session, "NEGLIGIBLE", 0.3)  # of three shares one at least is above it
+    session, asked, optimizer = opened(collection, parts, replace(JOINT, objective="rag_sequence"))
+    whole, read = joint_session.answer_log_likelihoods, []
+    monkeypatch.setattr(
+        joint_session,
+        "answer_log_likelihoods",
+        lambda network, rows: read.append((torch.is_grad_enabled(), len(rows))) or whole(network, rows),
+    )
+    take_step(session, asked[:4], optimizer)
+    assert read[0] == (False, 4 * JOINT.passages)
+    assert all(graded for graded, _ in read[1:]) and 4 <= sum(count for _, count in read[1:]) < 12
 
 
 def test_the_retrievers_gradient_agrees_with_finite_differences(collection, parts):

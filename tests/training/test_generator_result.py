@@ -18,6 +18,7 @@ from ragbench.generation.generate import Generator
 from ragbench.retrieval.encoder import open_encoder
 from ragbench.retrieval.retrieve import Retriever
 from ragbench.training.answering import CRITERION
+from ragbench.training.decision import write_training
 from ragbench.training.generator import Tuned
 from ragbench.training.generator_card import model_card
 from ragbench.training.generator_model import Recipe, open_for_training, plain_model
@@ -27,10 +28,10 @@ from ragbench.training.generator_result import (
     contexts_table,
     decide,
     examples_of,
+    of_answers,
     questions_to_compare,
     save_generator,
     tried_table,
-    write_results,
 )
 from ragbench.training.guards import Guard
 from ragbench.training.made_with import check_made_with, write_made_with
@@ -218,7 +219,7 @@ def test_the_adapter_its_card_and_on_request_the_merged_model(tiny_generator, tm
     (tmp_path / "none").mkdir()
     save_generator(tmp_path / "none", tuned, decision | {"kept": "base"}, card, merge=True)
     assert [path.name for path in (tmp_path / "none").iterdir()] == ["README.md"]
-    write_results(tmp_path / "out", tuned, both, scores, {"systems": {}}, decision, [FINE])
+    write_training(tmp_path / "out", tuned, both, scores, {"systems": {}}, decision, [FINE])
     assert json.loads((tmp_path / "out" / "decision.json").read_text())["guards"][0]["holds"] is True
     names = {"base.answers.jsonl", "generator.answers.jsonl", "scores.parquet", "metrics.json", "training_log.csv"}
     assert names <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -230,3 +231,11 @@ def test_a_row_of_the_tried_tells_what_dev_said():
         "learning rate": "0.001", "epochs": "2", f"dev {CRITERION} before": 0.2, f"dev {CRITERION}": 0.6,
         "dev format": 1.0, "best step": "2 of 2", "seconds": 31,
     }  # fmt: skip
+
+
+def test_what_every_generator_shares_is_not_compared(monkeypatch, encoder):
+    scores = outcome("base", BEFORE, monkeypatch, encoder).scores
+    left = set(of_answers(scores)["metric"])
+    assert {"ndcg@10", "context_recall", "answer_f1"} <= set(scores["metric"])
+    assert {"answer_f1", "format", "refusal"} <= left
+    assert not {name for name in left if "@" in name or name.startswith("context_")}

@@ -15,6 +15,7 @@ from ragbench.evaluation.evaluate import retrieve_and_score
 from ragbench.evaluation.scores import summarise
 from ragbench.retrieval.encoder import open_encoder
 from ragbench.retrieval.retrieve import Retriever
+from ragbench.training.decision import write_training
 from ragbench.training.dev import HELD_OUT, LABELLED, DevSet, choose_dev
 from ragbench.training.guards import Guard, guard_table
 from ragbench.training.pairs import labelled_pairs
@@ -25,7 +26,6 @@ from ragbench.training.result import (
     save_retriever,
     tried_table,
     with_dev,
-    write_results,
 )
 from ragbench.training.retriever import Recipe, Tuned
 
@@ -231,7 +231,7 @@ def test_the_results_are_the_named_files_and_what_was_given(data, tiny_encoder, 
     scores = pd.concat([before.scores, after.scores], ignore_index=True)
     decision = decide([FINE, BAD], [], dev, 0.01)
     tuned = tuned_in(tiny_encoder)
-    write_results(tmp_path / "out", tuned, before, after, scores, {"systems": {}}, decision, [FINE, BAD])
+    write_training(tmp_path / "out", tuned, [before, after], scores, {"systems": {}}, decision, [FINE, BAD])
     files = {path.name for path in (tmp_path / "out").iterdir()}
     names = {"base.trec", "retriever.trec", "scores.parquet", "metrics.json", "training_log.csv", "decision.json"}
     assert files == names
