@@ -27,15 +27,19 @@ _EFFECTS = {"retriever": "what is retrieved now", "generator": "how it is answer
 
 
 def looks_table(looks: Sequence[Look]) -> pd.DataFrame:
-    """Return a row a look at dev, with its columns named for people."""
+    """Return a row a measure, named for people, and a column a look at dev."""
     names = {
-        "step": "step", "loss": "loss of a token", "recall": "gold among the K", "distinct": "different first passages",
-        "cosine": "cosine of questions", "own": "given its own passage", "shuffled": "given another's",
-        "fresh": "still among the K", "retriever_entropy": "entropy, retriever",
-        "generator_entropy": "entropy, generator",
+        "loss": "loss of an answer's token", "recall": "gold among the K passages",
+        "distinct": "different first passages", "cosine": "cosine between questions",
+        "own": "log-likelihood of a token given its own first passage", "shuffled": "the same given another question's",
+        "fresh": "of the K, also among those of the index before", "retriever_entropy": "entropy over the K, retriever",
+        "generator_entropy": "entropy over the K, generator",
     }  # fmt: skip
-    table = pd.DataFrame([asdict(look) for look in looks], columns=list(names))
-    return table.rename(columns=names)
+    rows = [
+        {"on dev": text, **{f"step {look.step}": float(getattr(look, name)) for look in looks}}
+        for name, text in names.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def check(trained: Trained, before: Outcome, after: Outcome, tolerance: float, seed: int) -> list[Guard]:

@@ -91,7 +91,7 @@ def against_base(metrics: Mapping[str, Any], split: str, baseline: str = "base")
         (name, _mean_cell(metrics["systems"], baseline, split, name), [cells.get((name, each)) for each in systems])
         for name in dict.fromkeys(entry["metric"] for entry in entries)
     ]
-    return HTML(fill("against.html.j2", baseline=baseline, systems=systems, rows=rows))
+    return HTML(fill("against.html.j2", split=split, baseline=baseline, systems=systems, rows=rows))
 
 
 def tidy_comparisons(comparisons: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

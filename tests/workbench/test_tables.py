@@ -226,7 +226,7 @@ def test_the_table_of_comparisons_marks_a_difference_in_words_and_escapes():
 def test_systems_stand_beside_the_base_metric_by_metric_with_what_is_clear():
     other = entry(-0.2, (-0.3, -0.1), metric="format") | {"system": EVIL}
     page = Page(against_base(compared(entry(), other, entry(split="ood")), "test").data)
-    assert page.rows[0] == ["metric", "base", "retriever", EVIL]
+    assert page.rows[0] == ["metric on test", "base", "retriever", EVIL]
     assert page.rows[1] == ["ndcg@10", "0.410", "0.490 +0.080 [+0.030, +0.130] better", "–"]
     assert page.rows[2] == ["format", "–", "–", "– -0.200 [-0.300, -0.100] worse"]
     assert len(page.rows) == 3 and "script" not in page.tags
