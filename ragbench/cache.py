@@ -8,6 +8,7 @@ what it had not put.
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from platformdirs import user_cache_path
 from ragbench.errors import RagbenchError
 
 _KEYS_PER_SELECT = 500
+_PATIENCE = 60.0
+"""Seconds to wait for another process that writes."""
 
 
 def cache_folder() -> Path:
@@ -30,8 +33,8 @@ def _open(name: str) -> Iterator[sqlite3.Connection]:
     path = cache_folder() / f"{name}.sqlite"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+        with closing(sqlite3.connect(path, timeout=_PATIENCE)) as connection:
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
             yield connection
@@ -40,6 +43,19 @@ def _open(name: str) -> Iterator[sqlite3.Connection]:
             f"The cache {path} cannot be used ({error}). Set RAGBENCH_CACHE to a writable folder, "
             f"or empty it with `ragbench cache clear {name}`."
         ) from error
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging; SQLite does not wait by itself where another process is just doing the same."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def get(name: str, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_thousands_of_keys_are_found_in_one_call():
 
 WRITER = """
 import sys
+import time
 from ragbench import cache
 name = sys.argv[1]
 for number in range(int(sys.argv[2])):
@@ -65,6 +67,31 @@ def test_two_processes_write_at_once_and_each_key_keeps_one_whole_value():
     assert len(shared) == 150 and set(shared.values()) <= {b"x" * 9, b"y" * 9}
     own = [f"{ord(name):02x}{number:062x}" for name in "xy" for number in range(150)]
     assert cache.contains("shared", own) == set(own)
+
+
+OPENER = """
+import sys, time
+from ragbench import cache
+print("ready", flush=True)
+start = float(sys.stdin.readline())
+for number in range(25):
+    while time.time() < start + number / 20:
+        pass
+    cache.put(f"new{number}", {sys.argv[1] * 64: b"1"})
+"""
+
+
+def test_a_new_cache_may_be_opened_by_several_processes_at_once():
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    openers = [subprocess.Popen([sys.executable, "-c", OPENER, key], **pipes) for key in "abcd"]
+    assert [process.stdout.readline() for process in openers] == ["ready\n"] * 4
+    start = time.time() + 0.5
+    for process in openers:
+        process.stdin.write(f"{start}\n")
+        process.stdin.flush()
+    errors = [process.communicate(timeout=90)[1] for process in openers]
+    assert [process.returncode for process in openers] == [0] * 4, errors
+    assert all(len(cache.contains(f"new{number}", [key * 64 for key in "abcd"])) == 4 for number in range(25))
 
 
 def test_what_was_put_before_a_kill_is_there_and_the_file_is_sound():

@@ -640,7 +640,8 @@ def test_it_runs_where_an_event_loop_is_running_as_in_a_notebook(serve, encoder)
 
 
 PROGRAM = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 from ragbench.evaluation.judge import Judge, Sample, judge
 url, samples = json.loads(sys.argv[1])
 judge([Sample(*sample) for sample in samples], Judge("some-model", url, concurrency=2), None, ("faithfulness",))
