@@ -19,8 +19,6 @@ from ragbench.training.joint_looks import Look
 from ragbench.training.joint_models import Models, embed_corpus, embed_texts, texts_of
 from ragbench.training.joint_questions import Asked, Prompter
 
-NEGLIGIBLE = 1e-6
-"""Share in the marginal likelihood below which a passage's gradient is not computed: less than rounding takes away."""
 MAX_NORM = 1.0
 """Longer gradients are cut to this length, the retriever's and the generator's each for itself."""
 
@@ -186,31 +184,39 @@ def _embedded(session: Session, rows: Sequence[int]) -> Tensor:
 
 
 def _teach_generator(session: Session, batch: Sequence[Asked], rows: np.ndarray, log_p: Tensor) -> tuple[float, Tensor]:
-    """Leave the generator's gradients; return its loss, and the answers' log-likelihoods given each passage alone.
-
-    Of the marginal likelihood a passage's gradient is that of its log-likelihood, times its share in the sum. So all
-    passages are read without gradients first, and only those that count once more with them.
-    """
-    joint, models = session.joint, session.models
+    """Leave the generator's gradients; return its loss, and the answers' log-likelihoods given each passage alone."""
+    joint = session.joint
+    if joint.train_generator and joint.objective == "rag_sequence":
+        return _teach_by_marginal(session, batch, rows, log_p)
     sums = _likelihoods(session, batch, rows)
-    if not joint.train_generator:
-        return 0.0, sums
-    if joint.objective == "rag_sequence":
-        shares = torch.softmax(log_p + sums, dim=-1)
-        kept = [np.flatnonzero(share > NEGLIGIBLE) for share in shares.cpu().numpy()]
-        shown = [session.prompter.alone(asked, rows[n][kept[n]]) for n, asked in enumerate(batch)]
-        weights = [shares[n][kept[n]] / len(batch) for n in range(len(batch))]
-    else:
-        shown = [[session.prompter.together(asked, rows[n])] for n, asked in enumerate(batch)]
-        tokens = sum(len(row.answer) for [row] in shown)
-        weights = [sums.new_tensor([1 / tokens])] * len(batch)
+    return _teach_by_answers(session, batch, rows) if joint.train_generator else 0.0, sums
+
+
+def _teach_by_marginal(
+    session: Session, batch: Sequence[Asked], rows: np.ndarray, log_p: Tensor
+) -> tuple[float, Tensor]:
+    """Question by question: a passage's gradient is that of its log-likelihood, times its share in the marginal."""
+    sums = torch.zeros_like(log_p)
+    for number, asked in enumerate(batch):
+        with session.models.autocast():
+            values = answer_log_likelihoods(session.models.generator, session.prompter.alone(asked, rows[number]))
+        sums[number] = values.detach()
+        shares = torch.softmax(log_p[number] + sums[number], dim=-1)
+        (-(shares * values).sum() / len(batch)).backward()
+    return float(objectives.rag_sequence(log_p, sums)), sums
+
+
+def _teach_by_answers(session: Session, batch: Sequence[Asked], rows: np.ndarray) -> float:
+    """The answers' mean loss a token, given a question's passages together as they are in use."""
+    shown = [session.prompter.together(asked, rows[number]) for number, asked in enumerate(batch)]
+    tokens = sum(len(row.answer) for row in shown)
     loss = 0.0
-    for prompts, weight in zip(shown, weights, strict=True):
-        with models.autocast():
-            part = -(weight * answer_log_likelihoods(models.generator, prompts)).sum()
+    for row in shown:
+        with session.models.autocast():
+            part = -answer_log_likelihoods(session.models.generator, [row]).sum() / tokens
         part.backward()
         loss += float(part.detach())
-    return (float(objectives.rag_sequence(log_p, sums)) if joint.objective == "rag_sequence" else loss), sums
+    return loss
 
 
 @torch.no_grad()
