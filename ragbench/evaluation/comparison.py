@@ -3,7 +3,7 @@
 Only questions that both systems were scored on are compared. Every metric is better when it is higher.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -15,7 +15,8 @@ from ragbench.collection.schema import Collection, Passage, Query, passages
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.cases import first_gold_ranks
 from ragbench.evaluation.evaluate import Outcome
-from ragbench.evaluation.scores import bootstrap_interval
+from ragbench.evaluation.scores import bootstrap_interval, of_answers
+from ragbench.retrieval.retrieve import Retriever
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,24 @@ def pairs_of(tuned: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def compare_each(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, seed: int = 0) -> list[Comparison]:
-    """Compare several (baseline, system) pairs, with Holm's correction over all comparisons; see `compare`."""
-    return corrected([found for baseline, system in pairs for found in compare(scores, baseline, system, seed=seed)])
+def compare_each(
+    scores: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    retrievers: Mapping[str, Retriever] | None = None,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compare several (baseline, system) pairs, with Holm's correction over all comparisons; see `compare`.
+
+    Args:
+        retrievers: of the systems. Of two that have the same, only the answers are compared: what is retrieved cannot
+            differ, and would only add to what is corrected for.
+    """
+    found = []
+    for baseline, system in pairs:
+        alike = retrievers is not None and retrievers[baseline] == retrievers[system]
+        found += compare(of_answers(scores) if alike else scores, baseline, system, seed=seed)
+    return corrected(found)
 
 
 def paired(scores: pd.DataFrame, baseline: str, system: str) -> pd.DataFrame:

@@ -77,6 +77,15 @@ def retrieve_and_score(name: str, collection: Collection, questions: Questions, 
     return Outcome(name, questions, run, {}, scores)
 
 
+def retrieval_of_others(collection: Collection, outcome: Outcome, retriever: Retriever) -> pd.DataFrame:
+    """Score the retrieval of the questions of the outcome's splits that it did not ask: retrieving costs little."""
+    others = {
+        split: [query for query in split_queries(collection, split) if query not in asked]
+        for split, asked in outcome.questions.items()
+    }
+    return retrieval_scores(outcome.system, collection, others, retriever)[1]
+
+
 def compare_retrieval(collection: Collection, questions: Questions, retriever: Retriever) -> pd.DataFrame:
     """Score the same questions under dense retrieval, BM25 and their fusion, all else as in `retriever`."""
     methods: tuple[Literal["dense", "bm25", "fusion"], ...] = ("dense", "bm25", "fusion")

@@ -55,3 +55,8 @@ def write_scores(scores: pd.DataFrame, path: Path) -> None:
     """Write scores.parquet."""
     with atomic_path(path) as temporary:
         scores[COLUMNS].astype({"value": "float64"}).to_parquet(temporary, index=False)
+
+
+def of_answers(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores of answers: those of what was retrieved and shown are the same for every generator."""
+    return scores[~scores["metric"].str.contains("@|context_", regex=True)].reset_index(drop=True)

@@ -55,24 +55,31 @@ def open_for_training(recipe: Recipe, base: Path, seed: int = 0) -> PreTrainedMo
     dtype = choose_dtype(device, recipe.dtype)
     if recipe.method not in METHODS:
         raise RagbenchError(f"generator_method '{recipe.method}' is unknown; use {', '.join(METHODS)}.")
+    network = open_frozen(recipe, base, torch.float32 if recipe.method == "full" else dtype)
+    if recipe.method == "full":
+        return network
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _with_adapter(recipe, network)
+
+
+def open_frozen(recipe: Recipe, base: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the model that an adapter is trained on, for ``qlora`` in 4 bits."""
+    device = choose_device(recipe.device)
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    network = AutoModelForCausalLM.from_pretrained(
+    network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base,
-        dtype=torch.float32 if recipe.method == "full" else dtype,
+        dtype=dtype,
         quantization_config=four_bits if recipe.method == "qlora" else None,
         device_map=device,
         local_files_only=True,
         use_safetensors=True,
     )
-    if recipe.method == "full":
-        return network
     if recipe.method == "qlora" and device == "cpu":
         _keep_trainable(network)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return _with_adapter(recipe, network)
+    return network
 
 
 def _keep_trainable(network: PreTrainedModel) -> None:

@@ -74,11 +74,6 @@ def questions_to_compare(collection: Collection, limit: int = 0, seed: int = 0) 
     return choose_questions(collection, [split for split in (DEV, OOD) if split in collection.qrels], limit, seed)
 
 
-def of_answers(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores of answers: those of what was retrieved and shown are the same for every generator."""
-    return scores[~scores["metric"].str.contains("@|^context_", regex=True)].reset_index(drop=True)
-
-
 def closed_book(
     questions: Questions, collection: Collection, generators: Mapping[str, Generator]
 ) -> dict[str, float | None]:

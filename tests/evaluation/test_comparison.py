@@ -13,6 +13,7 @@ from ragbench.evaluation.comparison import (
     as_records,
     changed_most,
     compare,
+    compare_each,
     corrected,
     holm,
     paired,
@@ -22,6 +23,7 @@ from ragbench.evaluation.comparison import (
 from ragbench.evaluation.evaluate import Outcome
 from ragbench.evaluation.scores import COLUMNS, bootstrap_interval
 from ragbench.generation.answers import Answer
+from ragbench.retrieval.retrieve import Retriever
 
 P_VALUES = st.lists(st.floats(0, 1), max_size=20)
 
@@ -230,6 +232,22 @@ def test_joined_lists_are_corrected_as_one_family():
     [found] = compare(two(numbered([0.0] * 6), numbered([0.5] * 6)), "base", "retriever")
     assert found.p_holm == found.p_value
     assert [c.p_holm for c in corrected([found, found, found])] == pytest.approx([3 * found.p_value] * 3)
+
+
+def test_of_systems_that_retrieve_alike_only_the_answers_are_compared_and_corrected_for():
+    half = {name: value / 2 for name, value in numbered(range(6)).items()}
+    scores = pd.concat([
+        table(rows(system, values, metric=metric))
+        for metric in ("ndcg@10", "llm_context_precision", "answer_f1")
+        for system, values in (("base", numbered(range(6))), ("generator", half), ("both", half))
+    ])  # fmt: skip
+    pairs = [("base", "generator"), ("base", "both")]
+    retrievers = {"base": Retriever(), "generator": Retriever(), "both": Retriever(model="tuned")}
+    found = compare_each(scores, pairs, retrievers=retrievers)
+    assert [each.metric for each in found if each.system == "generator"] == ["answer_f1"]
+    assert [each.metric for each in found if each.system == "both"] == ["ndcg@10", "llm_context_precision", "answer_f1"]
+    assert found[0].p_holm == pytest.approx(min(1, 4 * found[0].p_value))
+    assert len(compare_each(scores, pairs)) == 6
 
 
 def test_records_are_the_contracts_and_plain_json():

@@ -15,6 +15,7 @@ from ragbench.evaluation.evaluate import (
     compare_retrieval,
     context_table,
     evaluate,
+    retrieval_of_others,
     retrieval_scores,
 )
 from ragbench.evaluation.ragas_offline import answer_similarities
@@ -75,6 +76,15 @@ def test_evaluate_runs_the_whole_chain(toy, base, encoder):
         assert outcome.answers[query_id].context_ids == tuple(found)[:2]
     places = {(row.query_id, row.split) for row in outcome.scores.itertuples()}
     assert places == {("q1", "train"), ("q2", "test"), ("q3", "test")}
+
+
+def test_what_was_not_asked_is_still_scored_on_its_retrieval(toy, base, encoder):
+    outcome = evaluate(base, toy, {"test": [toy.queries["q3"]]}, encoder=encoder)
+    others = retrieval_of_others(toy, outcome, base.retriever)
+    assert set(others["query_id"]) == {"q2"} and set(others["system"]) == {"base"}
+    whole = evaluate(base, toy, choose_questions(toy, ["test"]), encoder=encoder)
+    expected = values_of(whole.scores, "q2")
+    assert values_of(others, "q2") == {name: expected[name] for name in RANKING}
 
 
 def test_each_question_has_the_metrics_that_apply_to_it(toy, base, encoder):

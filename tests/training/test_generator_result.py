@@ -12,7 +12,7 @@ from ragbench.collection.schema import UNANSWERABLE, Collection, Query, corpus_f
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.comparison import compare
 from ragbench.evaluation.evaluate import Outcome, System, evaluate
-from ragbench.evaluation.scores import summarise
+from ragbench.evaluation.scores import of_answers, summarise
 from ragbench.generation.answers import Answer
 from ragbench.generation.generate import Generator
 from ragbench.retrieval.encoder import open_encoder
@@ -28,7 +28,6 @@ from ragbench.training.generator_result import (
     contexts_table,
     decide,
     examples_of,
-    of_answers,
     questions_to_compare,
     save_generator,
     tried_table,
@@ -233,7 +232,7 @@ def test_a_row_of_the_tried_tells_what_dev_said():
     }  # fmt: skip
 
 
-def test_what_every_generator_shares_is_not_compared(monkeypatch, encoder):
+def test_what_every_generator_shares_is_not_of_answers(monkeypatch, encoder):
     scores = outcome("base", BEFORE, monkeypatch, encoder).scores
     left = set(of_answers(scores)["metric"])
     assert {"ndcg@10", "context_recall", "answer_f1"} <= set(scores["metric"])
