@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from ragbench.training.generator_model import Recipe, open_for_training, plain_m
 MODEL = "SmolLM2-135M-Instruct"
 RETRIEVER = Retriever(method="bm25")
 GENERATOR = Generator(model=MODEL, contexts=3, max_context_tokens=512, device="cpu")
-RECIPE = Recipe(MODEL, device="cpu")
+RECIPE = Recipe(MODEL, depth=0.5, device="cpu")
 BATCH, ROWS, RATE, EPOCHS = 8, 2, 1e-3, 2.0
 ANSWERS = "[\\s\\S]*"  # these collections have no house style
 
@@ -114,14 +115,16 @@ class Stopwatch(TrainerCallback):
         return sum(self.tokens[1:]) / sum(self.seconds[1:])
 
 
-def examples(data: Collection, split: str, questions: int, seed: int, without_gold: float = 0.0) -> Dataset:
+def examples(
+    data: Collection, split: str, questions: int, mix: Mix, retriever: Retriever = RETRIEVER, seed: int = 0
+) -> Dataset:
+    """Return the examples of so many questions of a split, drawn at random; of all for 0."""
     chosen = choose_questions(data, [split], questions, seed)[split]
     part = Collection(
         data.name, data.corpus, {query.id: query for query in chosen},
         {split: {query.id: data.qrels[split][query.id] for query in chosen}},
     )  # fmt: skip
-    mix = Mix(contexts=GENERATOR.contexts, without_gold=without_gold, seed=seed)
-    return to_dataset(split_examples(part, [split], RETRIEVER, GENERATOR, mix))
+    return to_dataset(split_examples(part, [split], retriever, GENERATOR, mix))
 
 
 def speed(train: Dataset, dev: Dataset, steps: int, rank: int, seed: int) -> list[dict[str, Any]]:
@@ -153,7 +156,7 @@ def plain_trainer(train: Dataset, dev: Dataset, steps: int, rank: int, seed: int
 def our_trainer(train: Dataset, dev: Dataset, steps: int, rank: int, seed: int, folder: str) -> SFTTrainer:
     base = resolve_model(MODEL)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    network = open_for_training(Recipe(MODEL, rank=rank, alpha=2 * rank, device="cpu"), base, seed)
+    network = open_for_training(replace(RECIPE, rank=rank, alpha=2 * rank), base, seed)
     ends = end_tokens(plain_model(network), tokenizer)
     return AnswerTrainer(
         model=network,
@@ -172,16 +175,15 @@ def main() -> None:
     chosen = arguments(__doc__.splitlines()[0], options)
     questions, test, steps = (16, 8, 2) if chosen.quick else (chosen.questions, chosen.test_questions, chosen.steps)
     data = load_collection(str(chosen.folder.resolve()))
-    train, dev = (
-        examples(data, "train", questions, chosen.seed),
-        examples(data, "dev", 8 if chosen.quick else 60, chosen.seed),
-    )
+    mix = Mix(contexts=GENERATOR.contexts, seed=chosen.seed)
+    sizes = {"train": questions, "dev": 8 if chosen.quick else 60}
+    train, dev = (examples(data, split, size, mix, seed=chosen.seed) for split, size in sizes.items())
     rows = speed(train, dev, steps, chosen.rank, chosen.seed) if steps else []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["RAGBENCH_CACHE"] = cache
         started = time.perf_counter()
         tuned = fine_tune(
-            Recipe(MODEL, rank=chosen.rank, alpha=2 * chosen.rank, device="cpu"),
+            replace(RECIPE, rank=chosen.rank, alpha=2 * chosen.rank),
             settings("unused", learning_rate=chosen.rate, num_train_epochs=chosen.epochs, seed=chosen.seed),
             train,
             Exam(dev, GENERATOR.max_new_tokens, ANSWERS),
@@ -189,7 +191,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         encoder = open_encoder("all-MiniLM-L6-v2", device="cpu")
         asked = choose_questions(data, [chosen.judge_on], test, chosen.seed)
-        systems = {"base": GENERATOR, "tuned": Generator(**{**vars(GENERATOR), "model": str(tuned.folder)})}
+        systems = {"base": GENERATOR, "tuned": replace(GENERATOR, model=str(tuned.folder))}
         scores = [
             evaluate(System(name, RETRIEVER, each), data, asked, encoder=encoder, answer_format=ANSWERS).scores
             for name, each in systems.items()
