@@ -62,15 +62,24 @@ def token_counter(generator: Generator) -> TokenCount:
     raise _unknown_backend(generator)
 
 
-def prompts_for(collection: Collection, queries: list[Query], run: Run, generator: Generator) -> list[Prompt]:
+def prompts_for(
+    collection: Collection,
+    queries: list[Query],
+    run: Run,
+    generator: Generator,
+    count_tokens: TokenCount | None = None,
+) -> list[Prompt]:
     """Build the prompt of every query from the best passages that `run` has for it, without answering it.
+
+    Args:
+        count_tokens: the generator's own, see `token_counter`, where that is at hand.
 
     Raises:
         RagbenchError: the generator cannot be had, or its backend or prompt order is unknown.
     """
     if generator.order not in get_args(Order):
         raise RagbenchError(f"generator_prompt '{generator.order}' is unknown; use {' or '.join(get_args(Order))}.")
-    count_tokens = token_counter(generator)
+    count_tokens = count_tokens or token_counter(generator)
     shown = {query.id: top(run, query.id, generator.contexts) for query in queries}
     known = passages(collection, (passage_id for ids in shown.values() for passage_id in ids))
     return [

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +39,57 @@ def longest_input(model: str, revision: str = "") -> int | None:
     folder = resolve_model(model, revision)
     config = AutoConfig.from_pretrained(adapted_model(folder) or folder, local_files_only=True)
     return getattr(config, "max_position_embeddings", None)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A language model in memory: what is opened once to answer many questions."""
+
+    name: str
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the model's tokenizer makes of a text."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def open_model(model: str, revision: str = "", device: str = "auto", dtype: str = "auto") -> Opened:
+    """Load a model, see `ragbench.models` and `ragbench.devices`.
+
+    Raises:
+        RagbenchError: the model or device is not to be had.
+    """
+    folder, where = resolve_model(model, revision), choose_device(device)
+    version = model_hash(folder)
+    network = load_model(folder, version, where, choose_dtype(where, dtype))
+    return Opened(model, network, load_tokenizer(folder, version))
+
+
+def reply(
+    opened: Opened,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 64,
+    batch_rows: int = 32,
+    batch_tokens: int = 32_768,
+) -> list[Completion]:
+    """Answer each conversation as `complete` does, without its cache: for what users ask, which is not to be kept.
+
+    Raises:
+        RagbenchError: a prompt is longer than the model can read.
+    """
+    texts = [render(opened.tokenizer, messages) for messages in conversations]
+    prompts = {
+        str(place): opened.tokenizer(text, add_special_tokens=False)["input_ids"] for place, text in enumerate(texts)
+    }
+    if prompts:
+        _check_lengths(opened.network, prompts, max_new_tokens, opened.name)
+    done: dict[str, Completion] = {}
+    for batch in _batches(prompts, batch_rows, batch_tokens, max_new_tokens):
+        produced = _generate(opened.network, opened.tokenizer, [prompts[key] for key in batch], max_new_tokens)
+        done |= dict(zip(batch, produced, strict=True))
+    return [done[str(place)] for place in range(len(texts))]
 
 
 def complete(

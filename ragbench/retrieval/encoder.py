@@ -75,26 +75,41 @@ def open_encoder(
     return Encoder(folder, max_tokens, where, precision, budget, key)
 
 
-def encode(encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Literal["query", "passage"]) -> np.ndarray:
+def encode(
+    encoder: Encoder, texts: Sequence[str] | pa.ChunkedArray, kind: Literal["query", "passage"], *, keep: bool = True
+) -> np.ndarray:
     """Return unit-length embeddings, float32 of shape (texts, dimensions).
 
     Each finished batch goes into the cache at once. A killed run therefore repeats at most one batch, and because the
     batches are taken in order, those that were left are the same as in an undisturbed run.
+
+    Args:
+        keep: whether the cache is used; without it everything is computed, and nothing is left behind.
     """
     texts = texts if isinstance(texts, pa.ChunkedArray) else pa.chunked_array([pa.array(texts, type=pa.string())])
     distinct = pc.dictionary_encode(texts).combine_chunks()
+    rows = distinct.indices.to_numpy()
+    if not keep:
+        return _computed(encoder, distinct.dictionary, kind)[rows]
     keys = _keys(encoder, distinct.dictionary, kind)
     missing = np.flatnonzero(~_present(keys))
     with tqdm(total=len(missing), desc=f"encoding {NOUNS[kind]}", unit="text", disable=not len(missing)) as bar:
         for batch in _batches(encoder, distinct.dictionary, missing):
-            rows = pa.array(batch)
-            vectors = _forward(encoder, distinct.dictionary.take(rows).to_pylist(), kind)
-            batch_keys = keys.take(rows).to_pylist()
+            places = pa.array(batch)
+            vectors = _forward(encoder, distinct.dictionary.take(places).to_pylist(), kind)
+            batch_keys = keys.take(places).to_pylist()
             cache.put(CACHE, {key: vector.tobytes() for key, vector in zip(batch_keys, vectors, strict=True)})
-            bar.update(len(rows))
+            bar.update(len(places))
     vectors = _read(keys)
-    rows = distinct.indices.to_numpy()
     return vectors if len(rows) == len(vectors) else vectors[rows]
+
+
+def _computed(encoder: Encoder, texts: pa.StringArray, kind: str) -> np.ndarray:
+    found: dict[int, np.ndarray] = {}
+    for batch in _batches(encoder, texts, np.arange(len(texts))):
+        vectors = _forward(encoder, texts.take(pa.array(batch)).to_pylist(), kind)
+        found |= dict(zip(batch.tolist(), vectors, strict=True))
+    return np.stack([found[place] for place in range(len(texts))]) if found else np.empty((0, 0), dtype=np.float32)
 
 
 def share(giver: Encoder, taker: Encoder, texts: pa.ChunkedArray, kind: Literal["query", "passage"]) -> None:

@@ -1,11 +1,13 @@
 """Nearest passages by inner product, with FAISS (Johnson et al. 2017, https://github.com/facebookresearch/faiss)."""
 
+from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
 
 from ragbench.errors import RagbenchError
+from ragbench.files import atomic_path
 
 IndexKind = Literal["flat", "hnsw", "ivf"]
 
@@ -49,3 +51,22 @@ def _empty(kind: str, n: int, dimensions: int, seed: int) -> faiss.Index:
 def search(index: faiss.Index, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (scores, rows), each of shape (queries, min(depth, passages)), best first; row -1 where none was found."""
     return index.search(queries, min(depth, index.ntotal))
+
+
+def write_index(index: faiss.Index, path: Path) -> None:
+    """Write an index to a file, from wherever it is."""
+    on_cpu = faiss.index_gpu_to_cpu(index) if faiss.get_num_gpus() and hasattr(index, "getDevice") else index
+    with atomic_path(path) as temporary:
+        faiss.write_index(on_cpu, str(temporary))
+
+
+def read_index(path: Path) -> faiss.Index:
+    """Read what `write_index` wrote.
+
+    Raises:
+        RagbenchError: the file is no index.
+    """
+    try:
+        return faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise RagbenchError(f"{path} is no index of FAISS ({str(error).splitlines()[0]}).") from error
