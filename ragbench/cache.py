@@ -34,7 +34,7 @@ def _open(name: str) -> Iterator[sqlite3.Connection]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(path, timeout=_PATIENCE)) as connection:
-            _write_ahead(connection)
+            write_ahead(connection)
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
             yield connection
@@ -45,8 +45,11 @@ def _open(name: str) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Switch to write-ahead logging; SQLite does not wait by itself where another process is just doing the same."""
+def write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch a connection to write-ahead logging.
+
+    SQLite does not wait by itself where another process is just doing the same.
+    """
     until = time.monotonic() + _PATIENCE
     while True:
         try:

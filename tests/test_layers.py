@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "evaluation": {"collection", "retrieval", "generation"},
     "diagnosis": {"collection", "retrieval", "generation", "evaluation"},
     "training": {"collection", "retrieval", "generation", "evaluation"},
-    "deployment": {"collection", "retrieval", "generation", "evaluation", "diagnosis", "training"},
+    "deployment": {"collection", "retrieval", "generation", "evaluation", "diagnosis", "training", "workbench"},
     "workbench": set(),
 }
 BASE = {"errors", "files", "cache", "devices", "models"}

@@ -37,6 +37,7 @@ def complete(
     concurrency: int = 8,
     timeout: float = 60.0,
     max_retries: int = 6,
+    keep: bool = True,
 ) -> list[Completion]:
     """Answer each conversation at temperature 0; what the answer cache holds is not asked again.
 
@@ -44,18 +45,21 @@ def complete(
     heeds Retry-After). A question that still gets no answer has finish_reason ``error``. Every answer is cached as soon
     as it is there, so an interrupted run pays for nothing twice.
 
+    Args:
+        keep: whether the answer cache is used; what users ask should leave nothing there.
+
     Raises:
         RagbenchError: the server cannot be reached, or refuses the request itself (key, model, parameters).
     """
     if not base_url:
         raise RagbenchError("generator_backend 'endpoint' needs generator_endpoint, e.g. http://127.0.0.1:8000/v1.")
     keys = [_key(base_url, model, max_new_tokens, messages) for messages in conversations]
-    done = cached_completions(keys)
+    done = cached_completions(keys) if keep else {}
     waiting = {key: messages for key, messages in zip(keys, conversations, strict=True) if key not in done}
     if waiting:
         key = os.environ.get("RAGBENCH_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         client = openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout, max_retries=max_retries)
-        done |= _ask_all(client, model, waiting, max_new_tokens, concurrency)
+        done |= _ask_all(client, model, waiting, max_new_tokens, concurrency, keep)
     return [done[key] for key in keys]
 
 
@@ -65,12 +69,17 @@ def _key(base_url: str, model: str, max_new_tokens: int, messages: Sequence[Mess
 
 
 def _ask_all(
-    client: openai.OpenAI, model: str, waiting: dict[str, Sequence[Message]], max_new_tokens: int, concurrency: int
+    client: openai.OpenAI,
+    model: str,
+    waiting: dict[str, Sequence[Message]],
+    max_new_tokens: int,
+    concurrency: int,
+    keep: bool,
 ) -> dict[str, Completion]:
     def ask(key: str) -> Completion:
         completion = _ask(client, model, waiting[key], max_new_tokens)
-        # In the worker, so that answers on their way are kept when another question ends the run.
-        cache_completions({key: completion})
+        if keep:  # in the worker, so that answers on their way are kept when another question ends the run
+            cache_completions({key: completion})
         return completion
 
     pool = ThreadPoolExecutor(concurrency)

@@ -55,6 +55,11 @@ class Models:
         """Whether the passages' encoder learns too."""
         return self.queries is self.passages
 
+    @property
+    def rounding(self) -> float:
+        """What rounding takes away of a number, as a share of it, in the precision that is computed in."""
+        return torch.finfo(torch.bfloat16 if self.half else torch.float32).eps / 2
+
     def autocast(self) -> Any:
         """Return a context in which to compute."""
         return torch.autocast(self.queries.device.type, torch.bfloat16) if self.half else nullcontext()

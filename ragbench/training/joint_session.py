@@ -195,14 +195,19 @@ def _teach_generator(session: Session, batch: Sequence[Asked], rows: np.ndarray,
 def _teach_by_marginal(
     session: Session, batch: Sequence[Asked], rows: np.ndarray, log_p: Tensor
 ) -> tuple[float, Tensor]:
-    """Question by question: a passage's gradient is that of its log-likelihood, times its share in the marginal."""
-    sums = torch.zeros_like(log_p)
+    """A passage's gradient is that of its log-likelihood, times its share in the marginal.
+
+    So all passages are read without gradients first, and once more with them only those whose share is more than
+    rounding takes away.
+    """
+    models = session.models
+    sums = _likelihoods(session, batch, rows)
+    shares = torch.softmax(log_p + sums, dim=-1)
     for number, asked in enumerate(batch):
-        with session.models.autocast():
-            values = answer_log_likelihoods(session.models.generator, session.prompter.alone(asked, rows[number]))
-        sums[number] = values.detach()
-        shares = torch.softmax(log_p[number] + sums[number], dim=-1)
-        (-(shares * values).sum() / len(batch)).backward()
+        counts = (shares[number] > models.rounding).cpu().numpy()
+        with models.autocast():
+            values = answer_log_likelihoods(models.generator, session.prompter.alone(asked, rows[number][counts]))
+        (-(shares[number][counts] * values).sum() / len(batch)).backward()
     return float(objectives.rag_sequence(log_p, sums)), sums
 
 

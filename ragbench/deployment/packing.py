@@ -1,0 +1,127 @@
+"""From a run's evaluation to a bundle: the system as it was measured, with the numbers that speak for it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ragbench.collection.load import fingerprint, load_collection
+from ragbench.collection.schema import Collection
+from ragbench.deployment.bundle import Contents
+from ragbench.errors import RagbenchError
+from ragbench.evaluation.evaluate import System, choose_questions
+from ragbench.generation.generate import Generator, answer_run
+from ragbench.retrieval.retrieve import Retriever, retrieve
+from ragbench.workbench.parts import SYSTEMS, Parts, read_parts
+from ragbench.workbench.project import project_root
+from ragbench.workbench.stages import Stage, check_outputs, library_versions
+
+STAGE = "06_evaluation"
+CANARIES = 12
+
+
+def contents_of(run: Path, system: str = "") -> Contents:
+    """Return what a bundle of one of a run's systems is packed from.
+
+    Args:
+        run: the folder of the experiment; its evaluation has to be complete.
+        system: its name; the one that the run's verdict says to use if left out.
+
+    Raises:
+        RagbenchError: the evaluation has not run or its files have changed, it has no such system, or the collection is
+            another one by now.
+    """
+    run = run.resolve()
+    meta = check_outputs(run / STAGE)
+    parameters = meta["parameters"]
+    metrics, verdict = (
+        json.loads((run / STAGE / name).read_text(encoding="utf-8")) for name in ("metrics.json", "verdict.json")
+    )
+    name = system or verdict["use"]
+    if name not in metrics["systems"]:
+        raise RagbenchError(f"{run} has no system '{name}'; it has: {', '.join(metrics['systems'])}.")
+    root = project_root()
+    collection = load_collection(parameters["collection"], root)
+    found = fingerprint(collection)
+    if found != meta["inputs"]["collection"]:
+        raise RagbenchError(
+            f"The collection '{parameters['collection']}' has changed since {run / STAGE} measured on it. Run it again."
+        )
+    parts = _parts(Stage("bundle", root, run, parameters), name, parameters["generator_backend"])
+    answering = _system(name, parts, parameters)
+    return Contents(
+        answering,
+        parts.retriever is not None,
+        parts.generator is not None,
+        collection,
+        found,
+        {
+            "run": run.name,
+            "split": metrics["systems"][name],
+            "against_base": [
+                each for each in metrics["comparisons"] if (each["baseline"], each["system"]) == ("base", name)
+            ],
+            "verdict": verdict,
+        },
+        canaries(collection, answering, seed=parameters["seed"]),
+        str(run),
+        library_versions(),
+    )
+
+
+def canaries(collection: Collection, system: System, seed: int, limit: int = CANARIES) -> list[dict[str, Any]]:
+    """Return questions of dev with what the system finds and answers: asked again later, they tell what has changed."""
+    split = next((name for name in ("dev", *collection.qrels) if name in collection.qrels), "")
+    queries = choose_questions(collection, [split], limit, seed).get(split, []) if split else []
+    run = retrieve(collection, queries, system.retriever)
+    answers = {answer.query_id: answer.answer for answer in answer_run(collection, queries, run, system.generator)}
+    return [
+        {
+            "query_id": query.id,
+            "split": split,
+            "question": query.text,
+            "passage_ids": list(run[query.id])[: system.generator.contexts],
+            "answer": answers.get(query.id, ""),
+        }
+        for query in queries
+    ]
+
+
+def _parts(stage: Stage, system: str, backend: str) -> Parts:
+    if SYSTEMS.get(system) == (None, None):
+        return Parts(None, None, {}, 0.0)
+    return read_parts(stage, [system], backend)[system]
+
+
+def _system(name: str, parts: Parts, known: dict[str, Any]) -> System:
+    retriever = Retriever(
+        method=known["retriever_method"],
+        model=known["retriever_model"],
+        revision=known["retriever_revision"],
+        max_tokens=known["retriever_max_tokens"],
+        index=known["retriever_index"],
+        bm25_k1=known["bm25_k1"],
+        bm25_b=known["bm25_b"],
+        depth=known["retriever_depth"],
+        device=known["device"],
+        dtype=known["dtype"],
+        seed=known["seed"],
+    )
+    generator = Generator(
+        backend=known["generator_backend"],
+        model=known["generator_model"],
+        revision=known["generator_revision"],
+        endpoint=known["generator_endpoint"],
+        contexts=known["generator_contexts"],
+        max_context_tokens=known["generator_max_context_tokens"],
+        max_new_tokens=known["generator_max_new_tokens"],
+        order=known["generator_prompt"],
+        device=known["device"],
+        dtype=known["dtype"],
+        concurrency=known["generator_concurrency"],
+    )
+    if parts.retriever:
+        retriever = replace(retriever, model=str(parts.retriever), revision="")
+    if parts.generator:
+        generator = replace(generator, model=str(parts.generator), revision="")
+    return System(name, retriever, generator)
