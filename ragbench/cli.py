@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ragbench import cli_deployment
+from ragbench.cli_shared import experiment_of, shown
 from ragbench.errors import RagbenchError
 
 if TYPE_CHECKING:
@@ -19,8 +21,7 @@ app.add_typer(collection_app, name="collection")
 app.add_typer(cache_app, name="cache")
 openai_app = typer.Typer(no_args_is_help=True, help="Fine-tune a served generator through OpenAI's API.")
 app.add_typer(openai_app, name="openai")
-bundle_app = typer.Typer(no_args_is_help=True, help="Pack systems to answer with; put versions into use and back.")
-app.add_typer(bundle_app, name="bundle")
+app.add_typer(cli_deployment.bundle_app, name="bundle")
 
 # Imports stand inside the commands: most load libraries for seconds that `ragbench --help` need not wait for.
 
@@ -48,7 +49,7 @@ def run(
     from ragbench.workbench.index_page import write_index
     from ragbench.workbench.project import STAGES
 
-    experiment = _experiment(params, out)
+    experiment = experiment_of(params, out)
     wanted = [name.strip() for name in stages.split(",")] if stages else list(STAGES)
     if seeds:
         _run_seeds(experiment, wanted, seeds)
@@ -56,7 +57,7 @@ def run(
     ran = run_experiment(experiment, wanted)
     page = write_index(experiment.run)
     done = f"Ran {', '.join(ran)}" if ran else f"Nothing to do: {stages or 'every stage'} is complete"
-    print(f"{done}. Read {_shown(page)}")
+    print(f"{done}. Read {shown(page)}")
 
 
 def _run_seeds(experiment: "Experiment", stages: list[str], text: str) -> None:
@@ -70,7 +71,7 @@ def _run_seeds(experiment: "Experiment", stages: list[str], text: str) -> None:
         each = replace(experiment, run=seed_folder(experiment.run, seed), values={**experiment.values, "seed": seed})
         run_experiment(each, [name for name in stages if name != AUDIT])
         write_index(each.run)
-    print(f"Read {_shown(write_spread(experiment.run, seeds))}")
+    print(f"Read {shown(write_spread(experiment.run, seeds))}")
 
 
 @app.command()
@@ -82,7 +83,7 @@ def status(
     from ragbench.workbench.execution import why_left_out, why_stale
     from ragbench.workbench.project import STAGES
 
-    experiment = _experiment(params, out)
+    experiment = experiment_of(params, out)
     for stage in STAGES:
         print(f"{stage:16} {why_left_out(experiment, stage) or why_stale(experiment, stage) or 'complete'}")
 
@@ -106,7 +107,7 @@ def report(run_folder: Annotated[Path, typer.Argument(help="A folder of results,
     if not run_folder.is_dir():
         raise RagbenchError(f"There is no folder {run_folder}. Start a run with `ragbench run PARAMS`.")
     render_again(run_folder)
-    print(f"Read {_shown(write_index(run_folder))}")
+    print(f"Read {shown(write_index(run_folder))}")
 
 
 @app.command()
@@ -132,7 +133,7 @@ def compare(
     for split, metric, before, after, difference, p, holm, n, reading in comparison_rows(metrics):
         print(f"{split:5} {metric:20} {before}  {after}  {difference}  p {p}, {holm} after Holm, n = {n}  {reading}")
     write_comparison(out, found, metrics)
-    print(f"Read {_shown(out.resolve())}")
+    print(f"Read {shown(out.resolve())}")
 
 
 @app.command()
@@ -197,7 +198,7 @@ def openai_export(
 
     examples = run_folder / "02_data_prep" / "generator.parquet"
     summary = export(examples, folder, model=model, epochs=epochs, price=price)
-    print(f"Written: {_shown(folder)}. {summary.in_words()}")
+    print(f"Written: {shown(folder)}. {summary.in_words()}")
 
 
 @openai_app.command("submit")
@@ -213,7 +214,7 @@ def openai_submit(
     print(read_summary(folder).in_words())
     if not yes:
         raise RagbenchError("Nothing was sent. Add --yes to start the job at this cost.")
-    print(f"Started job {submit(folder, connect(base_url))['job']}. Follow it: ragbench openai status {_shown(folder)}")
+    print(f"Started job {submit(folder, connect(base_url))['job']}. Follow it: ragbench openai status {shown(folder)}")
 
 
 @openai_app.command("status")
@@ -234,166 +235,8 @@ def openai_fetch(folder: OpenaiFolder, base_url: BaseUrl = OPENAI) -> None:
     from ragbench.training.openai_jobs import connect, fetch, server_of
 
     path = fetch(folder, connect(server_of(folder, base_url)))
-    print(f"Written: {_shown(path)}. Put its lines into a params file to answer with the tuned model.")
+    print(f"Written: {shown(path)}. Put its lines into a params file to answer with the tuned model.")
 
 
-Store = Annotated[Path, typer.Option(envvar="RAGBENCH_BUNDLES", help="The folder of all bundles.")]
-BUNDLES = Path("bundles")
-Reference = Annotated[str, typer.Argument(help="NAME (the version in use), NAME/VERSION, or a bundle's folder.")]
-
-
-@bundle_app.command("create")
-def bundle_create(
-    run_folder: Annotated[Path, typer.Argument(help="A folder of results with 06_evaluation, e.g. runs/quickstart.")],
-    system: Annotated[str, typer.Argument(help="The system to pack; the one its verdict names if left out.")] = "",
-    name: Annotated[str, typer.Option(help="Of the bundle; the run's name if left out.")] = "",
-    store: Store = BUNDLES,
-) -> None:
-    """Pack a system of a run as the next version of a bundle, with the numbers that speak for it."""
-    from ragbench.deployment.bundle import pack
-    from ragbench.deployment.packing import contents_of
-    from ragbench.deployment.store import add
-
-    contents = contents_of(run_folder, system)
-    chosen = name or run_folder.resolve().name
-    version, manifest = add(store, chosen, lambda folder: pack(contents, folder))
-    print(f"Packed {manifest.system} as {chosen}/{version}: {_shown(store / chosen / version)}")
-    print(f"Put it into use: ragbench bundle promote {chosen} {version}")
-
-
-@bundle_app.command("verify")
-def bundle_verify(reference: Reference, store: Store = BUNDLES) -> None:
-    """Check every part of a bundle against its manifest, and the index against the retriever inside."""
-    from ragbench.deployment.bundle import verify
-    from ragbench.deployment.store import find_bundle
-
-    folder = find_bundle(store, reference)
-    manifest = verify(folder)
-    print(f"{_shown(folder)} is whole: {manifest.system} from {manifest.origin}, {manifest.passages:,} passages")
-
-
-@bundle_app.command("list")
-def bundle_list(store: Store = BUNDLES) -> None:
-    """List the bundles with their versions; a star marks the one in use."""
-    from ragbench.deployment.bundle import read_manifest
-    from ragbench.deployment.store import current, names, versions
-
-    for name in names(store):
-        for version in versions(store, name):
-            manifest = read_manifest(store / name / version)
-            star = "*" if version == current(store, name) else " "
-            print(f"{star} {name}/{version}  {manifest.created}  {manifest.system:12} {manifest.origin}")
-
-
-@bundle_app.command("promote")
-def bundle_promote(
-    name: Annotated[str, typer.Argument(help="The bundle.")],
-    version: Annotated[str, typer.Argument(help="The version to put into use.")],
-    collection: Annotated[str, typer.Option(help="The collection whose held-out questions the gate asks.")] = "pydocs",
-    questions: Annotated[int, typer.Option(help="So many of them, drawn at random; 0 for all.")] = 0,
-    tolerate: Annotated[
-        list[str] | None, typer.Option(help="METRIC=LOSS: a mean loss to let pass, e.g. answer_f1=0.03.")
-    ] = None,
-    store: Store = BUNDLES,
-) -> None:
-    """Put a version into use, if it is not clearly worse than the present one."""
-    from ragbench.deployment.bundle import verify
-    from ragbench.deployment.gate import Gate, admit, parse_tolerated
-    from ragbench.deployment.store import current, find_bundle, promote
-
-    folder = find_bundle(store, f"{name}/{version}")
-    verify(folder)
-    present = current(store, name)
-    why = "the first version in use"
-    if present and present != version:
-        gate = Gate(tolerated=parse_tolerated(tolerate or []), questions=questions)
-        for line in admit(find_bundle(store, f"{name}/{present}"), folder, collection, gate):
-            print(line)
-        why = f"passed the gate against {present} on {collection}"
-    change = promote(store, name, version, why)
-    print(f"In use: {name}/{change.after}" + (f", before it {change.before}" if change.before else ""))
-
-
-@bundle_app.command("rollback")
-def bundle_rollback(name: Annotated[str, typer.Argument(help="The bundle.")], store: Store = BUNDLES) -> None:
-    """Put the version into use again that was in use before the present one."""
-    from ragbench.deployment.store import roll_back
-
-    change = roll_back(store, name)
-    print(f"In use: {name}/{change.after}, no longer {change.before}")
-
-
-@bundle_app.command("ask")
-def bundle_ask(
-    reference: Reference,
-    question: Annotated[str, typer.Argument(help="What to ask.")],
-    store: Store = BUNDLES,
-) -> None:
-    """Ask a bundle one question; shows the answer and the passages that it was given."""
-    from ragbench.deployment.answering import answer_all, open_bundle
-    from ragbench.deployment.store import find_bundle
-
-    [reply] = answer_all(open_bundle(find_bundle(store, reference)), [question])
-    print(reply.answer)
-    for source in reply.sources:
-        print(f"  {source.score:.3f}  {source.id}")
-
-
-@app.command()
-def serve(
-    reference: Reference,
-    store: Store = BUNDLES,
-    host: Annotated[str, typer.Option(help="Address; others than loopback need RAGBENCH_SERVE_TOKEN.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8000,
-    log: Annotated[Path, typer.Option(help="The query log, a file of SQLite.")] = Path("queries.sqlite"),
-    keep_text: Annotated[bool, typer.Option(help="Keep questions and answers in the log, or only hashes.")] = True,
-    keep_days: Annotated[float, typer.Option(help="Delete what is older from the log; 0 keeps everything.")] = 0.0,
-    grounding: Annotated[bool, typer.Option(help="Estimate the grounding of answers when nothing else waits.")] = True,
-    waiting: Annotated[int, typer.Option(help="Questions that may wait; one more gets status 429.")] = 64,
-    batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds until a question is given up.")] = 120.0,
-) -> None:
-    """Serve a bundle as OpenAI's chat completions, with search, feedback, health and metrics.
-
-    A bundle that is given by its NAME is followed: a version that is promoted takes over without a restart.
-    """
-    import uvicorn
-
-    from ragbench.deployment.answerer import Answerer, Limits
-    from ragbench.deployment.answering import open_bundle
-    from ragbench.deployment.query_log import QueryLog
-    from ragbench.deployment.service import check_exposure, make_app, token_from_environment
-    from ragbench.deployment.store import find_bundle
-    from ragbench.retrieval.encoder import open_encoder
-
-    token = token_from_environment()
-    check_exposure(host, token)
-    deployed = open_bundle(find_bundle(store, reference))
-    followed = "/" not in reference and not Path(reference).is_dir()
-    answerer = Answerer(
-        deployed,
-        reference if followed else "",
-        QueryLog(log, keep_text=keep_text, days=keep_days),
-        Limits(waiting=waiting, batch=batch, seconds=timeout),
-        open_encoder("all-MiniLM-L6-v2") if grounding else None,
-    )
-    print(f"Serving {answerer.bundle} on http://{host}:{port}/v1; the query log is {_shown(log.resolve())}", flush=True)
-    uvicorn.run(make_app(answerer, store if followed else None, token), host=host, port=port, log_level="warning")
-
-
-def _experiment(params: Path, out: Path | None) -> "Experiment":
-    from ragbench.collection.load import fingerprint, load_collection
-    from ragbench.workbench.execution import Experiment
-    from ragbench.workbench.params import declared, read_params_file
-    from ragbench.workbench.project import project_root
-
-    root = project_root()
-    known = declared(root)
-    values = read_params_file(params, known)
-    folder = out.resolve() if out else root / Path(values.get("run", f"runs/{params.stem}")).expanduser()
-    collection = load_collection(values.get("collection", known["collection"].default), root)
-    return Experiment(root, folder, known, values, {"collection": fingerprint(collection)})
-
-
-def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+for command in (cli_deployment.serve, cli_deployment.failures, cli_deployment.retune):
+    app.command()(command)

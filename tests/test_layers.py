@@ -18,7 +18,7 @@ MAY_IMPORT = {
 BASE = {"errors", "files", "cache", "devices", "models"}
 # Files and notebooks only: the workbench loads no model.
 NOT_FOR = {"workbench": {"models", "devices"}}
-ENTRY_POINTS = {"cli", "doctor"}
+ENTRY_POINTS = {"cli", "cli_deployment", "cli_shared", "doctor"}
 
 
 def imported(path: Path) -> set[str]:

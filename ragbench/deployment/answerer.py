@@ -98,6 +98,11 @@ class Answerer:
         """How many questions wait."""
         return len(self._queue)
 
+    @property
+    def unestimated(self) -> int:
+        """How many logged answers wait for their grounding estimate."""
+        return len(self._backlog)
+
     async def ask(self, question: str) -> Answered:
         """Wait for a question's turn and answer it.
 

@@ -5,13 +5,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from uuid import uuid4
-
-import pyarrow.parquet as pq
-from datasets import Dataset
 
 from ragbench.collection.schema import Collection, Query, passages
-from ragbench.deployment.bundle import INDEX, PASSAGES, Manifest, system_of, verify
+from ragbench.deployment.bundle import INDEX, Manifest, passages_of, system_of, verify
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.evaluate import System
 from ragbench.generation import endpoint, local
@@ -87,8 +83,7 @@ def open_bundle(folder: Path, device: str = "auto") -> Deployed:
         retriever=replace(system.retriever, device=device),
         generator=replace(system.generator, device=device),
     )
-    corpus = Dataset(pq.read_table(folder / PASSAGES), fingerprint=uuid4().hex)
-    collection = Collection(folder.parent.name, corpus, {}, {})
+    collection = passages_of(folder)
     index = read_index(folder / INDEX) if manifest.built_with else None
     generator = system.generator
     model = (

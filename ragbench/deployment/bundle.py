@@ -18,9 +18,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
+from datasets import Dataset
 
 from ragbench.collection.schema import Collection, passage_texts
 from ragbench.errors import RagbenchError
@@ -29,7 +32,7 @@ from ragbench.files import sha256_file, write_json, write_text
 from ragbench.generation.generate import Generator
 from ragbench.models import ADAPTER_CONFIG, model_hash, resolve_model
 from ragbench.retrieval.encoder import encode
-from ragbench.retrieval.index import build_index, read_index, write_index
+from ragbench.retrieval.index import build_index, read_index, vectors_of, write_index
 from ragbench.retrieval.retrieve import Retriever, encoder_of
 
 FORMAT = 1
@@ -269,18 +272,10 @@ def _check_index(folder: Path, manifest: Manifest) -> None:
     if index.ntotal != manifest.passages:
         raise wrong
     places = np.linspace(0, manifest.passages - 1, min(PROBED, manifest.passages), dtype=np.int64)
-    table = pq.read_table(folder / PASSAGES).take(places)
-    texts = [f"{row['title']} {row['text']}".strip() for row in table.to_pylist()]
+    texts = passage_texts(passages_of(folder), places)
     fresh = encode(encoder_of(system_of(folder, manifest).retriever), texts, "passage", keep=False)
-    if index.d != fresh.shape[1] or not _holds(index, places, fresh):
+    if index.d != fresh.shape[1] or (vectors_of(index, places) * fresh).sum(axis=1).min() < ALIKE:
         raise wrong
-
-
-def _holds(index: Any, places: np.ndarray, fresh: np.ndarray) -> bool:
-    if hasattr(index, "make_direct_map"):  # an inverted file finds a vector by its number only with one
-        index.make_direct_map()
-    kept = np.stack([index.reconstruct(int(place)) for place in places])
-    return bool((kept * fresh).sum(axis=1).min() >= ALIKE)
 
 
 def _seal_of(manifest: Path) -> str:
@@ -291,6 +286,20 @@ def _damaged(path: Path) -> RagbenchError:
     return RagbenchError(
         f"{path} is not what was packed: the bundle is damaged. Use another version, or pack it again."
     )
+
+
+def passages_of(folder: Path) -> Collection:
+    """Return a bundle's passages as a collection without questions."""
+    return Collection(folder.parent.name, Dataset(pq.read_table(folder / PASSAGES), fingerprint=uuid4().hex), {}, {})
+
+
+def files_table(folder: Path, manifest: Manifest) -> pd.DataFrame:
+    """Return a row a file of a bundle: its name, size and SHA-256."""
+    rows = [
+        (name, f"{(folder / name).stat().st_size / 2**20:.2f}", f"{sha256[:16]}…")
+        for name, sha256 in manifest.files.items()
+    ]
+    return pd.DataFrame(rows, columns=["file", "MiB", "SHA-256"])
 
 
 def read_canaries(folder: Path) -> list[dict[str, Any]]:

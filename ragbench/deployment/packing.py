@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ragbench.collection.load import fingerprint, load_collection
-from ragbench.collection.schema import Collection
-from ragbench.deployment.bundle import Contents
+from ragbench.collection.schema import Collection, passage_texts
+from ragbench.deployment.bundle import EVALUATION, INDEX, Contents, passages_of, system_of, verify
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.evaluate import System, choose_questions
 from ragbench.generation.generate import Generator, answer_run
-from ragbench.retrieval.retrieve import Retriever, retrieve
+from ragbench.retrieval.encoder import remember
+from ragbench.retrieval.index import read_index, vectors_of
+from ragbench.retrieval.retrieve import Retriever, encoder_of, retrieve
 from ragbench.workbench.parts import SYSTEMS, Parts, read_parts
 from ragbench.workbench.project import project_root
 from ragbench.workbench.stages import Stage, check_outputs, library_versions
@@ -65,6 +69,38 @@ def contents_of(run: Path, system: str = "") -> Contents:
         },
         canaries(collection, answering, seed=parameters["seed"]),
         str(run),
+        library_versions(),
+    )
+
+
+def with_passages(folder: Path, collection: Collection) -> Contents:
+    """Return what the next version of a bundle is packed from when only its passages have changed.
+
+    What the index has is not encoded again.
+
+    Args:
+        folder: of the bundle; it is verified.
+        collection: with the passages as they are now.
+
+    Raises:
+        RagbenchError: the bundle is damaged.
+    """
+    manifest = verify(folder)
+    system = system_of(folder, manifest)
+    if manifest.built_with:
+        before = passages_of(folder)
+        vectors = vectors_of(read_index(folder / INDEX), np.arange(manifest.passages))
+        remember(encoder_of(system.retriever), passage_texts(before), vectors, "passage")
+    evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    return Contents(
+        system,
+        manifest.retriever is not None and manifest.retriever.inside,
+        manifest.generator.inside,
+        collection,
+        fingerprint(collection),
+        {**evaluation, "passages": f"changed since it was measured, as version {folder.name}"},
+        canaries(collection, system, seed=system.retriever.seed),
+        f"{folder.parent.name}/{folder.name}, passages changed",
         library_versions(),
     )
 

@@ -114,8 +114,12 @@ def _computed(encoder: Encoder, texts: pa.StringArray, kind: str) -> np.ndarray:
 
 def share(giver: Encoder, taker: Encoder, texts: pa.ChunkedArray, kind: Literal["query", "passage"]) -> None:
     """Put one encoder's embeddings into the cache for another one that is known to give the same."""
-    vectors = encode(giver, texts, kind)
-    keys = _keys(taker, texts.combine_chunks(), kind).to_pylist()
+    remember(taker, texts, encode(giver, texts, kind), kind)
+
+
+def remember(encoder: Encoder, texts: pa.ChunkedArray, vectors: np.ndarray, kind: Literal["query", "passage"]) -> None:
+    """Put embeddings into the cache that this encoder is known to have given."""
+    keys = _keys(encoder, texts.combine_chunks(), kind).to_pylist()
     for start in range(0, len(keys), _LOOKUP):
         part = slice(start, start + _LOOKUP)
         cache.put(CACHE, {key: vector.tobytes() for key, vector in zip(keys[part], vectors[part], strict=True)})

@@ -70,3 +70,10 @@ def read_index(path: Path) -> faiss.Index:
         return faiss.read_index(str(path))
     except RuntimeError as error:
         raise RagbenchError(f"{path} is no index of FAISS ({str(error).splitlines()[0]}).") from error
+
+
+def vectors_of(index: faiss.Index, rows: np.ndarray) -> np.ndarray:
+    """Return the vectors of some rows of an index on the CPU, float32 of shape (rows, dimensions)."""
+    if hasattr(index, "make_direct_map"):  # an inverted file finds a vector by its number only with one
+        index.make_direct_map()
+    return np.stack([index.reconstruct(int(row)) for row in rows])

@@ -110,11 +110,13 @@ def prefer(
         exam: dev's.
         collection: whose passages the examples show.
         encoder: the fixed encoder of the grounding estimate, by which an answer counts as unsupported.
-        limit: examples to look for errors in; all if there are fewer.
+        limit: examples to look for errors in; all if there are fewer. With 0 nothing is done.
 
     Raises:
         RagbenchError: the generator is no adapter, or the loss was no number.
     """
+    if not limit:
+        return Preferred(tuned, False, "Switched off: generator_preferences is 0.", _pairs_of([]), pd.DataFrame(), 0.0)
     if adapted_model(tuned.folder) is None:
         raise RagbenchError(
             "generator_preferences needs an adapter: use generator_method lora or qlora, or set it to 0."
@@ -193,6 +195,10 @@ def _pairs(exam: Exam, found: Sequence[str], collection: Collection, encoder: En
         )
         if error and answer
     ]
+    return _pairs_of(rows)
+
+
+def _pairs_of(rows: Sequence[dict[str, Any]]) -> Dataset:
     return Dataset.from_dict({name: [row[name] for row in rows] for name in _FEATURES}, features=_FEATURES)
 
 

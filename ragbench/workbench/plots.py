@@ -8,9 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
-from IPython.display import DisplayHandle
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ragbench.files import atomic_path
 
@@ -201,43 +199,6 @@ def training_curves(log: pd.DataFrame, base_dev: float, measure: str = "nDCG@10"
     handles = [*ax.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     ax.legend(handles, ["loss", f"{measure} on dev"], frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return ax
-
-
-def joint_curves(log: pd.DataFrame, looks: pd.DataFrame) -> Figure:
-    """Draw how joint training goes, in four panels: losses, entropies, gradient norms, and what dev says.
-
-    `log` has a row a step: step, loss, contrastive, generator_loss, retriever_norm, generator_norm, retriever_entropy,
-    generator_entropy. `looks` has a row a look at dev: step, loss, recall, own, shuffled.
-    """
-    figure, grid = plt.subplots(2, 2, figsize=(8.5, 5))
-    panels = {
-        "loss of each step": ["loss", "contrastive", "generator_loss"],
-        "entropy over the passages (nats)": ["retriever_entropy", "generator_entropy"],
-        "gradient norm": ["retriever_norm", "generator_norm"],
-    }
-    for ax, (title, names) in zip(grid.flat, panels.items(), strict=False):
-        for name in names:
-            if len(log) and log[name].any():
-                ax.plot(log["step"], log[name], label=name.replace("_", " "))
-        ax.set_title(title, loc="left", fontsize=10)
-        if ax.lines:
-            ax.legend(frameon=False, fontsize=8)
-    ax = grid[1, 1]
-    ax.plot(looks["step"], looks["loss"], "o-", color=COLOURS[0], label="loss of a token")
-    ax.set_title("dev: loss (left), gold among the K (right)", loc="left", fontsize=10)
-    right = ax.twinx()
-    right.plot(looks["step"], looks["recall"], "s:", color=COLOURS[1], label="gold among the K")
-    right.set_ylim(0, 1.03)
-    right.grid(visible=False)
-    for ax in grid[1]:
-        ax.set_xlabel("step")
-    return figure
-
-
-def redraw(handle: DisplayHandle, figure: Figure) -> None:
-    """Put a figure in the place of what a display shows, and close it."""
-    handle.update(figure)
-    plt.close(figure)
 
 
 CELL_COLOURS = {

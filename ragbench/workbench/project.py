@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ragbench.errors import RagbenchError
 
-STAGES = ("01_audit", "02_data_prep", "03_retriever", "04_generator", "05_end_to_end", "06_evaluation")
+STAGES = ("01_audit", "02_data_prep", "03_retriever", "04_generator", "05_end_to_end", "06_evaluation", "07_deployment")
 """The stages in the order in which they run; each is ``notebooks/STAGE.ipynb``."""
 
 

@@ -127,6 +127,13 @@ def test_a_generator_without_errors_is_left_alone(tiny_generator, collection, en
     assert "no errors" in found.reason
 
 
+def test_switched_off_it_does_nothing_whatever_the_model(tiny_generator, collection, encoder):
+    recipe, tuned = fine_tuned(tiny_generator, method="full")
+    found = prefer(tuned, recipe, settings(), TRAIN, DEV, collection, encoder, limit=0)
+    assert found.tuned is tuned and not len(found.pairs) and "Switched off" in found.reason
+    assert errors_table(found.pairs)["pairs"].sum() == 0
+
+
 def test_a_whole_model_is_refused(tiny_generator, collection, encoder):
     recipe, tuned = fine_tuned(tiny_generator, method="full")
     with pytest.raises(RagbenchError, match="needs an adapter: use generator_method lora or qlora"):
