@@ -194,7 +194,8 @@ class Answerer:
     def _ground(self, entry: Entry, reply: Reply) -> None:
         assert self.judge is not None
         texts = tuple(f"{source.title} {source.text}".strip() for source in reply.sources)
-        [found] = grounding([AnswerWithContexts(reply.question, reply.answer, texts)], self.judge, model=None)
+        item = AnswerWithContexts(reply.question, reply.answer, texts)
+        [found] = grounding([item], self.judge, model=None, keep=False)
         self.log.set_grounding([(entry.id, found.score)])
 
 

@@ -79,6 +79,7 @@ def grounding(
     revision: str = "",
     device: str = "auto",
     dtype: str = "auto",
+    keep: bool = True,
 ) -> list[Grounding]:
     """Estimate for each answer, and for each of its sentences, the probability that the contexts support it.
 
@@ -86,11 +87,14 @@ def grounding(
     computed is cached. An answer without contexts is not supported. `grounding_model.fitted` tells how well either
     score agrees with people, and from which threshold on it says "supported".
 
+    Args:
+        keep: whether the embeddings go into the cache; those of what users are told should not.
+
     Raises:
         RagbenchError: the model or the device is not to be had.
     """
     fit = fitted("light" if model is None else "full")
-    measured = measure(items, encoder, model=model, revision=revision, device=device, dtype=dtype)
+    measured = measure(items, encoder, model=model, revision=revision, device=device, dtype=dtype, keep=keep)
     return [_grounding(fit, each) for each in measured]
 
 
@@ -102,6 +106,7 @@ def measure(
     revision: str = "",
     device: str = "auto",
     dtype: str = "auto",
+    keep: bool = True,
 ) -> list[Measured]:
     """Return what the score is computed from; the features' names are those in ``grounding.json``.
 
@@ -109,7 +114,7 @@ def measure(
         RagbenchError: the model or the device is not to be had.
     """
     parsed = [_parse(item) for item in items]
-    vectors = _vectors(parsed, encoder)
+    vectors = _vectors(parsed, encoder, keep)
     measured = [Measured(each.sentences, _light_features(each, vectors), _weights(each.sentences)) for each in parsed]
     if model is None:
         return measured
@@ -157,7 +162,7 @@ def _parse(item: AnswerWithContexts) -> _Parsed:
     return _Parsed(item.question, spoken, shown)
 
 
-def _vectors(parsed: Sequence[_Parsed], encoder: Encoder) -> dict[str, np.ndarray]:
+def _vectors(parsed: Sequence[_Parsed], encoder: Encoder, keep: bool) -> dict[str, np.ndarray]:
     """Return the embedding of every distinct sentence and topic."""
     texts = dict.fromkeys(
         text
@@ -166,7 +171,7 @@ def _vectors(parsed: Sequence[_Parsed], encoder: Encoder) -> dict[str, np.ndarra
         for part in (each.sentences, each.topics(), *each.passages)
         for text in part
     )
-    return dict(zip(texts, encode(encoder, list(texts), "passage"), strict=True)) if texts else {}
+    return dict(zip(texts, encode(encoder, list(texts), "passage", keep=keep), strict=True)) if texts else {}
 
 
 def _light_features(item: _Parsed, vectors: dict[str, np.ndarray]) -> list[Features]:
