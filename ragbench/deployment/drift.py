@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.stats import ks_2samp, permutation_test
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from ragbench.collection.schema import Collection, passage_texts
 from ragbench.deployment.query_log import Entry
@@ -23,6 +25,8 @@ ALPHA = 0.05
 FEWEST = 20
 """Questions that both periods need."""
 SHUFFLES = 999
+FOLDS = 5
+CHANCE = 0.5
 _RESAMPLES = 1000
 
 
@@ -55,8 +59,8 @@ def query_drift(
     """Compare two periods of a query log whose text was kept.
 
     - ``questions``: their embeddings, by the kernel two-sample test (Gretton et al. 2012) with random relabelling. Its
-      effect is the share of questions that are unlike any of the first period: less similar to the nearest one than
-      nineteen of twenty of that period are to theirs.
+      size is how well a classifier that has not seen a question tells from which period it is, as the area under the
+      ROC curve (Lopez-Paz and Oquab 2017): .5 is not at all, 1 always.
     - ``unknown words``: the share of a question's words that no passage has.
     - ``first score``: of the passage that was found first.
     - ``grounding`` and ``refusals`` of the answers.
@@ -165,15 +169,20 @@ def _embeddings(before: np.ndarray, after: np.ndarray, seed: int) -> Signal:
     own = _discrepancy(kernel, np.arange(len(both)) < n)
     shuffled = [_discrepancy(kernel, rng.permutation(len(both)) < n) for _ in range(SHUFFLES)]
     p_value = (1 + sum(each >= own for each in shuffled)) / (1 + SHUFFLES)
-    near = before @ before.T
-    np.fill_diagonal(near, -1)
-    limit = float(np.quantile(near.max(axis=1), 0.05))
-    unlike = ((after @ before.T).max(axis=1) < limit).astype(float)
-    expected = float((near.max(axis=1) < limit).mean())
-    return Signal(
-        "questions", expected, float(unlike.mean()), float(unlike.mean()) - expected,
-        _interval(np.array([expected]), unlike, seed), p_value, p_value, False,
-    )  # fmt: skip
+    later = np.arange(len(both)) >= n
+    told = cross_val_predict(
+        LogisticRegression(max_iter=1000),
+        both,
+        later,
+        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
+        method="decision_function",
+    )
+    # Of each pair of an earlier and a later question, whether the later one is taken for the later one.
+    right = np.sign(told[later][:, None] - told[~later][None, :]) / 2 + 0.5
+    drawn = [right[rng.integers(0, len(right), len(right))][:, rng.integers(0, n, n)].mean() for _ in range(_RESAMPLES)]
+    low, high = np.quantile(drawn, [0.025, 0.975]) - CHANCE
+    auc = float(right.mean())
+    return Signal("questions", CHANCE, auc, auc - CHANCE, (float(low), float(high)), p_value, p_value, False)
 
 
 def _discrepancy(kernel: np.ndarray, first: np.ndarray) -> float:

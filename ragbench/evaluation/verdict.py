@@ -13,6 +13,8 @@ _TRAINING = {
     "both": "fine-tuning each part",
     "end_to_end": "training both parts together",
 }
+STARTS = {"end_to_end": "both"}
+"""The system that a training goes on from, where that is not the baseline."""
 _OF_ANSWERS = {
     "citation_precision": "how much of what is cited is right (citation_precision)",
     "format": "answers in the house style (format)",
@@ -94,7 +96,8 @@ def tuning_verdict(
     }
     chosen = f"Decided on dev: {decision['reason'].rstrip('.')}."
     if decision["kept"] == "base":
-        return _not_kept(system, baseline, chosen)
+        start = STARTS.get(system, baseline)
+        return _not_kept(system, start if start in metrics["systems"] else baseline, chosen)
     metric = MEASURE[system]
     name = _NAMES.get(metric, metric)
     main, ood = found.get(("test", metric)), found.get(("ood", metric))
@@ -161,12 +164,14 @@ def _headline(main: _Entry | None, name: str, system: str) -> str:
     return f"Keep the base: {tuning} made no clear difference to {name} on test ({_signed(main)})"
 
 
-def _not_kept(system: str, baseline: str, chosen: str) -> dict[str, Any]:
+def _not_kept(system: str, start: str, chosen: str) -> dict[str, Any]:
+    """Tell that training left the system as it was when it started from `start`."""
+    kept = "the base" if start == "base" else f"'{start}'"
     return {
-        "headline": f"Keep the base: {_TRAINING[system]} did not pass the checks on dev.",
+        "headline": f"Keep {kept}: {_TRAINING[system]} did not pass the checks on dev.",
         "gain": False,
         "certainty": "Nothing was tested: dev decides, and nothing was left for test to confirm.",
-        "reasons": [chosen, f"So the system '{system}' is the same as '{baseline}' in this report."],
+        "reasons": [chosen, f"So the system '{system}' is the same as '{start}' in this report."],
     }
 
 

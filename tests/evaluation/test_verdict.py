@@ -228,3 +228,10 @@ def test_a_single_tuned_system_is_told_without_a_heading_of_its_own():
 def test_a_loss_out_of_domain_of_the_used_system_stands_in_the_headline():
     lost = against("both", -0.05, -0.08, -0.02, split="ood")
     assert "on ood it lost 0.050 [0.020, 0.080]" in judged(*RETRIEVER, BOTH, lost)["headline"]
+
+
+def test_joint_training_that_kept_nothing_is_the_system_that_it_started_from():
+    metrics = {"systems": {"base": {}, "both": {}, "end_to_end": {}}, "comparisons": []}
+    found = tuning_verdict(metrics, NOT_KEPT, system="end_to_end")
+    assert found["headline"] == "Keep 'both': training both parts together did not pass the checks on dev."
+    assert found["reasons"][1] == "So the system 'end_to_end' is the same as 'both' in this report."
