@@ -22,7 +22,7 @@ from ragbench.workbench.reports import render, render_again, save_report, scrub_
 from ragbench.workbench.stages import begin_stage
 from ragbench.workbench.tables import plain_table
 
-FIRST, SECOND = STAGES[0], STAGES[-1]
+FIRST, SECOND = STAGES[0], "06_evaluation"
 EVIL = "<script>alert('&')</script>"
 METRICS = {"systems": {"base": {"test": {"ndcg@10": {"mean": 0.5, "ci": [0.4, 0.6], "n": 20, "scored": 18}}}}}
 PARAMETERS = 'run: str = "runs/x"  # r\nseed: int = 1  # s\nrate: float = 0.1  # rate\ncollection: str = "c"  # c'
