@@ -41,7 +41,7 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of the results instead of runs/NAME.")] = None,
     stages: Annotated[str, typer.Option(help="Only these stages, with commas between; all if left out.")] = "",
     seeds: Annotated[
-        str, typer.Option(help="Repeat all but the audit with each seed, e.g. 1,2,3; shows the spread.")
+        str, typer.Option(help="Repeat training and evaluation with each seed, e.g. 1,2,3; shows the spread.")
     ] = "",
 ) -> None:
     """Execute the notebooks with a params file; what is complete is skipped, what was interrupted resumes."""
@@ -62,14 +62,14 @@ def run(
 
 def _run_seeds(experiment: "Experiment", stages: list[str], text: str) -> None:
     from ragbench.workbench.execution import run_experiment
-    from ragbench.workbench.index_page import AUDIT, write_index
-    from ragbench.workbench.seeds import parse_seeds, seed_folder, write_spread
+    from ragbench.workbench.index_page import write_index
+    from ragbench.workbench.seeds import ONCE, parse_seeds, seed_folder, write_spread
 
     seeds = parse_seeds(text)
     for seed in seeds:
         print(f"seed {seed}", file=sys.stderr)
         each = replace(experiment, run=seed_folder(experiment.run, seed), values={**experiment.values, "seed": seed})
-        run_experiment(each, [name for name in stages if name != AUDIT])
+        run_experiment(each, [name for name in stages if name not in ONCE])
         write_index(each.run)
     print(f"Read {shown(write_spread(experiment.run, seeds))}")
 

@@ -149,6 +149,7 @@ def serve(
 
     from ragbench.deployment.answerer import Answerer, Limits
     from ragbench.deployment.answering import open_bundle
+    from ragbench.deployment.bundle import MANIFEST
     from ragbench.deployment.query_log import QueryLog
     from ragbench.deployment.service import check_exposure, make_app, token_from_environment
     from ragbench.deployment.store import find_bundle
@@ -157,7 +158,7 @@ def serve(
     token = token_from_environment()
     check_exposure(host, token)
     deployed = open_bundle(find_bundle(store, reference))
-    followed = "/" not in reference and not Path(reference).is_dir()
+    followed = "/" not in reference and not (Path(reference) / MANIFEST).is_file()
     answerer = Answerer(
         deployed,
         reference if followed else "",

@@ -124,7 +124,7 @@ def test_a_run_of_some_stages_runs_only_these(project, ragbench):
     assert ragbench("run", path, "--stages", some)[1].startswith(f"Nothing to do: {some} is complete")
 
 
-def test_a_run_with_several_seeds_repeats_all_but_the_audit_and_shows_the_spread(project, ragbench):
+def test_a_run_with_several_seeds_repeats_training_and_evaluation_and_shows_the_spread(project, ragbench):
     path = params_file("how: very well\n")
     assert ragbench("run", path, "--seeds", "1,2", "--stages", f"{FIRST},{LAST}")[:2] == (
         0, "Read runs/trial/seeds.html\n"

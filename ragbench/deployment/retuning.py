@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ragbench.collection.load import load_collection
+from ragbench.collection.load import fingerprint, load_collection
 from ragbench.collection.schema import Collection
 from ragbench.deployment.bundle import Contents, pack, passages_of, read_manifest, system_of
 from ragbench.deployment.drift import (
@@ -189,6 +189,7 @@ def _tuned_again(decided: Plan, name: str, present: Path, experiment: Experiment
         experiment,
         run=folder,
         values={**experiment.values, "collection": collection, "evaluation_systems": systems},
+        outside={"collection": fingerprint(load_collection(collection, experiment.root))},
     )
     run_experiment(again, decided.stages)
     return contents_of(folder)

@@ -12,6 +12,8 @@ from ragbench.workbench.reports import TEMPLATES
 from ragbench.workbench.tables import fill
 
 EVALUATION = "06_evaluation"
+ONCE = ("01_audit", "07_deployment")
+"""Stages that no seed of the training changes, or that come after it was chosen."""
 HEAD = ["system", "split", "metric", "mean difference", "between seeds", "standard deviation", "over questions"]
 
 
