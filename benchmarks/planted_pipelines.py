@@ -71,7 +71,7 @@ class Pipeline:
 def build_world(
     collection: Collection, questions: Questions, dense: Run, encoder: Encoder, spelled: Callable[[str], float]
 ) -> World:
-    """Prepare what the pipelines share.
+    """Prepare what the pipelines share; of questions that have an answer, those that answers were planted for.
 
     Args:
         spelled: how special a text's words are, by another measure than the audit's: else the audit would be asked to
@@ -79,6 +79,10 @@ def build_world(
     """
     lines = (Path(__file__).parent / "planted_answers.jsonl").read_text(encoding="utf-8").splitlines()
     written = {record["query_id"]: record for record in map(json.loads, lines)}
+    questions = {
+        split: [query for query in queries if query.id in written or not query.answerable]
+        for split, queries in questions.items()
+    }
     asked = [(split, query) for split, query in each_question(questions) if query.id in written]
     vectors = encode(encoder, [query.text for _, query in asked], "query")
     near = np.argmax(vectors @ vectors.T - 2 * np.eye(len(asked)), axis=1)
