@@ -77,7 +77,7 @@ def test_every_import_of_the_package_is_a_declared_dependency():
         "llama_index": "llama-index-core",
     }  # the others differ by case or "_"
     known = project()["optional-dependencies"]
-    extras = [line for name in ("serve", "langchain", "llama-index") for line in known[name]]
+    extras = [line for name in ("langchain", "llama-index") for line in known[name]]
     declared = {canonicalize_name(Requirement(line).name) for line in [*project()["dependencies"], *extras]}
     declared |= {"faiss-cpu"}
     imported = set()

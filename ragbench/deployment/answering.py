@@ -10,9 +10,9 @@ from ragbench.collection.schema import Collection, Query, passages
 from ragbench.deployment.bundle import INDEX, Manifest, passages_of, system_of, verify
 from ragbench.errors import RagbenchError
 from ragbench.evaluation.evaluate import System
-from ragbench.generation import endpoint, local
+from ragbench.generation import local
 from ragbench.generation.answers import Completion
-from ragbench.generation.generate import prompts_for, token_counter
+from ragbench.generation.generate import complete, prompts_for, token_counter
 from ragbench.generation.prompts import Prompt
 from ragbench.retrieval.index import read_index
 from ragbench.retrieval.retrieve import Searcher, find, open_searcher
@@ -138,14 +138,7 @@ def _complete(deployed: Deployed, prompts: Sequence[Prompt]) -> list[Completion]
     generator, conversations = deployed.system.generator, [prompt.messages for prompt in prompts]
     if deployed.model is not None:
         return local.reply(deployed.model, conversations, max_new_tokens=generator.max_new_tokens)
-    return endpoint.complete(
-        conversations,
-        model=generator.model,
-        base_url=generator.endpoint,
-        max_new_tokens=generator.max_new_tokens,
-        concurrency=generator.concurrency,
-        keep=False,
-    )
+    return complete(conversations, generator, keep=False)
 
 
 def _sources(deployed: Deployed, run: Run, query_id: str, ids: Sequence[str]) -> list[Source]:

@@ -43,7 +43,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Passage:
+class Judged:
     """What the gate found.
 
     Attributes:
@@ -92,7 +92,7 @@ def admit(present: Path, new: Path, collection: str, gate: Gate) -> list[str]:
 
 def pass_gate(
     present: System, new: System, present_folder: Path, collection: Collection, encoder: Encoder, gate: Gate
-) -> Passage:
+) -> Judged:
     """Ask both versions the same held-out, out-of-domain and canary questions.
 
     Args:
@@ -138,7 +138,7 @@ def gate_questions(collection: Collection, folder: Path, gate: Gate) -> Question
     return questions
 
 
-def judged(scores: pd.DataFrame, texts: Mapping[str, str], gate: Gate) -> Passage:
+def judged(scores: pd.DataFrame, texts: Mapping[str, str], gate: Gate) -> Judged:
     """Apply the gate to the scores of the systems `PRESENT` and `NEW`.
 
     Args:
@@ -146,7 +146,7 @@ def judged(scores: pd.DataFrame, texts: Mapping[str, str], gate: Gate) -> Passag
     """
     kept = scores[scores["metric"].isin(list(gate.tolerated))]
     if not len(kept):
-        return Passage((), ())
+        return Judged((), ())
     pairs = paired(kept, PRESENT, NEW).assign(change=lambda table: table["after"] - table["before"])
     found = compare(kept, PRESENT, NEW, seed=gate.seed)
     refused = []
@@ -162,7 +162,7 @@ def judged(scores: pd.DataFrame, texts: Mapping[str, str], gate: Gate) -> Passag
             f"{each.metric} on {each.split}: {each.difference:+.3f} {interval}, n = {each.n}; a loss of up to "
             f"{allowed:g} is tolerated. {len(lost)} questions lost, most of all {shown}"
         )
-    return Passage(tuple(found), tuple(refused))
+    return Judged(tuple(found), tuple(refused))
 
 
 def in_words(comparisons: Sequence[Comparison]) -> list[str]:

@@ -22,6 +22,24 @@ from ragbench.workbench.stages import Stage, check_outputs, library_versions
 
 STAGE = "06_evaluation"
 CANARIES = 12
+_SHARED = {"device": "device", "dtype": "dtype"}
+_RETRIEVER = {
+    **{name: f"retriever_{name}" for name in ("method", "model", "revision", "max_tokens", "index", "depth")},
+    **{name: name for name in ("bm25_k1", "bm25_b", "seed")},
+    **_SHARED,
+}
+_GENERATOR = {
+    **{
+        name: f"generator_{name}"
+        for name in (
+            "backend", "model", "revision", "endpoint", "contexts", "max_context_tokens", "max_new_tokens",
+            "concurrency",
+        )
+    },
+    "order": "generator_prompt",
+    **_SHARED,
+}  # fmt: skip
+"""Fields of `Retriever` and `Generator` → the parameters that the notebooks make them of."""
 
 
 def contents_of(run: Path, system: str = "") -> Contents:
@@ -130,32 +148,8 @@ def _parts(stage: Stage, system: str, backend: str) -> Parts:
 
 
 def _system(name: str, parts: Parts, known: dict[str, Any]) -> System:
-    retriever = Retriever(
-        method=known["retriever_method"],
-        model=known["retriever_model"],
-        revision=known["retriever_revision"],
-        max_tokens=known["retriever_max_tokens"],
-        index=known["retriever_index"],
-        bm25_k1=known["bm25_k1"],
-        bm25_b=known["bm25_b"],
-        depth=known["retriever_depth"],
-        device=known["device"],
-        dtype=known["dtype"],
-        seed=known["seed"],
-    )
-    generator = Generator(
-        backend=known["generator_backend"],
-        model=known["generator_model"],
-        revision=known["generator_revision"],
-        endpoint=known["generator_endpoint"],
-        contexts=known["generator_contexts"],
-        max_context_tokens=known["generator_max_context_tokens"],
-        max_new_tokens=known["generator_max_new_tokens"],
-        order=known["generator_prompt"],
-        device=known["device"],
-        dtype=known["dtype"],
-        concurrency=known["generator_concurrency"],
-    )
+    retriever = Retriever(**{field: known[parameter] for field, parameter in _RETRIEVER.items()})
+    generator = Generator(**{field: known[parameter] for field, parameter in _GENERATOR.items()})
     if parts.retriever:
         retriever = replace(retriever, model=str(parts.retriever), revision="")
     if parts.generator:

@@ -109,8 +109,14 @@ def answer_run(collection: Collection, queries: list[Query], run: Run, generator
     return [make_answer(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
-def complete(conversations: Sequence[Sequence[Message]], generator: Generator) -> list[Completion]:
+def complete(
+    conversations: Sequence[Sequence[Message]], generator: Generator, *, keep: bool = True
+) -> list[Completion]:
     """Return the generator's reply to each conversation, in their order; the backend ``none`` replies to nothing.
+
+    Args:
+        keep: whether a served generator's answers are looked up in and put into the cache; a local one's always are
+            (`local.reply` does without).
 
     Raises:
         RagbenchError: the generator cannot be had, its backend is unknown, or a conversation does not fit it.
@@ -135,6 +141,7 @@ def complete(conversations: Sequence[Sequence[Message]], generator: Generator) -
             base_url=generator.endpoint,
             max_new_tokens=generator.max_new_tokens,
             concurrency=generator.concurrency,
+            keep=keep,
         )
     raise _unknown_backend(generator)
 

@@ -48,7 +48,7 @@ def test_a_refusal_names_metric_split_and_the_questions_that_lost_most():
 
 def test_a_metric_without_a_tolerance_is_not_looked_at():
     found = judged(scores(-0.5, metric="answer_similarity"), TEXTS, Gate())
-    assert found == gates.Passage((), ())
+    assert found == gates.Judged((), ())
 
 
 def test_tolerances_are_read_and_what_is_none_is_refused():
