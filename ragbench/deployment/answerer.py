@@ -9,10 +9,11 @@ import contextlib
 import uuid
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ragbench.deployment.answering import Deployed, Reply, answer_all, open_bundle
+from ragbench.deployment.answering import Deployed, Reply, Source, answer_all, open_bundle, search_all
 from ragbench.deployment.query_log import Entry, QueryLog, make_entry
 from ragbench.deployment.store import current
 from ragbench.errors import RagbenchError
@@ -24,6 +25,10 @@ LOOK_EVERY = 1.0
 """Seconds between two looks at which version is in use."""
 BACKLOG = 256
 """Answers that wait for their grounding estimate; older ones go without."""
+
+
+_SEARCHES = ThreadPoolExecutor(1, "search")
+"""Searches wait for each other, and never take the threads in which answers are made."""
 
 
 class BusyError(Exception):
@@ -87,6 +92,7 @@ class Answerer:
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _backlog: deque[tuple[Entry, Reply]] = field(default_factory=lambda: deque(maxlen=BACKLOG))
     _refused_version: str = ""
+    _searching: int = 0
 
     @property
     def bundle(self) -> str:
@@ -122,6 +128,22 @@ class Answerer:
             with contextlib.suppress(ValueError):  # given up before its turn
                 self._queue.remove(mine)
 
+    async def search(self, question: str, depth: int) -> list[Source]:
+        """Find the best passages of a question.
+
+        Raises:
+            BusyError: too many searches are waiting.
+            TimeoutError: it took longer than `Limits.seconds`.
+        """
+        if self._searching >= self.limits.waiting:
+            raise BusyError
+        self._searching += 1
+        try:
+            found = asyncio.get_running_loop().run_in_executor(_SEARCHES, search_all, self.deployed, [question], depth)
+            return (await asyncio.wait_for(found, self.limits.seconds))[0]
+        finally:
+            self._searching -= 1
+
     async def work(self) -> None:
         """Answer what is asked, batch by batch, until cancelled."""
         while True:
@@ -150,17 +172,23 @@ class Answerer:
             try:
                 self.deployed = await asyncio.to_thread(open_bundle, store / self.name / version)
                 self.trouble = self._refused_version = ""
-            except RagbenchError as error:
+            except (RagbenchError, OSError) as error:
                 self.trouble, self._refused_version = str(error), version
 
     async def estimate(self) -> None:
-        """Estimate the grounding of logged answers whenever no question waits, until cancelled."""
+        """Estimate the grounding of logged answers whenever no question waits, until cancelled.
+
+        Where that fails, `trouble` says so, and the answers go without.
+        """
         while self.judge is not None:
             if self._queue or not self._backlog:
                 await asyncio.sleep(0.1)
                 continue
             entry, reply = self._backlog.popleft()
-            await asyncio.to_thread(self._ground, entry, reply)
+            try:
+                await asyncio.to_thread(self._ground, entry, reply)
+            except Exception as error:
+                self.trouble = f"Grounding cannot be estimated: {error}"
 
     def _answer(self, deployed: Deployed, questions: Sequence[str]) -> list[Answered | Exception]:
         found: list[Answered | Exception] = []

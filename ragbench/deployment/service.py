@@ -1,6 +1,6 @@
 """The service: OpenAI's chat completions over a bundle, with search, feedback, health and Prometheus metrics.
 
-Needs the extra ``serve`` (FastAPI, uvicorn, prometheus-client).
+Routes find what they need in the application's state.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +20,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ragbench.deployment.answerer import Answered, Answerer, BusyError
-from ragbench.deployment.answering import search_all
 from ragbench.errors import RagbenchError
 
 TOKEN = "RAGBENCH_SERVE_TOKEN"
@@ -28,6 +27,7 @@ TOKEN = "RAGBENCH_SERVE_TOKEN"
 OPEN = ("/healthz",)
 """Answered without a token."""
 _Form = TypeVar("_Form", bound=BaseModel)
+_T = TypeVar("_T")
 
 
 class _Error(Exception):
@@ -68,12 +68,12 @@ class _Chat(BaseModel):
     stream_options: _StreamOptions | None = None
 
 
-class _Search(BaseModel):
+class _SearchForm(BaseModel):
     query: str = Field(min_length=1)
     k: int = Field(default=10, ge=1, le=100)
 
 
-class _Feedback(BaseModel):
+class _FeedbackForm(BaseModel):
     id: str = Field(max_length=100)
     feedback: Literal[1, -1]
     comment: str = Field(default="", max_length=2_000)
@@ -116,90 +116,97 @@ def make_app(answerer: Answerer, store: Path | None, token: str = "") -> FastAPI
         store: whose version in use is followed; None to stay with the bundle that is open.
         token: that requests must bear; empty for none.
     """
-    numbers = _Numbers(answerer)
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(answerer.work()), asyncio.create_task(answerer.estimate())]
-        if store is not None:
-            tasks.append(asyncio.create_task(answerer.watch(store)))
-        yield
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        answerer.log.close()
-
-    app = FastAPI(title="ragbench", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-
-    @app.middleware("http")
-    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        route = request.url.path if request.url.path in known else "other"
-        if token and route not in OPEN and not _bears(request, token):
-            response: Response = _refused(
-                _Error(401, "A valid bearer token is needed.", **{"WWW-Authenticate": "Bearer"})
-            )
-        else:
-            try:
-                response = await go_on(request)
-            except _Error as error:
-                response = _refused(error)
-        numbers.requests.labels(route, response.status_code).inc()
-        return response
-
-    @app.exception_handler(_Error)
-    async def refuse(_: Request, error: _Error) -> Response:
-        return _refused(error)
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        asked = await _read(request, _Chat, answerer)
-        question = next((message.text for message in reversed(asked.messages) if message.role == "user"), "")
-        if not question:
-            raise _Error(400, "There is no question: the last message of the role 'user' is empty or missing.")
-        answered = await _ask(answerer, question)
-        reply = answered.reply
-        numbers.seconds.observe(reply.seconds)
-        numbers.answers.labels(answered.bundle, reply.finish_reason).inc()
-        numbers.tokens.labels("prompt").inc(reply.prompt_tokens)
-        numbers.tokens.labels("completion").inc(reply.completion_tokens)
-        if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
-            return StreamingResponse(_stream(answered, usage), media_type="text/event-stream")
-        message = {"role": "assistant", "content": reply.answer}
-        choice = {"index": 0, "message": message, "finish_reason": _reason(answered), "logprobs": None}
-        return JSONResponse({**_head(answered, "chat.completion"), "choices": [choice], "usage": _usage(answered)})
-
-    @app.post("/v1/search")
-    async def search(request: Request) -> Response:
-        asked = await _read(request, _Search, answerer)
-        _check_length(asked.query, answerer)
-        [found] = await asyncio.to_thread(search_all, answerer.deployed, [asked.query], asked.k)
-        return JSONResponse({"bundle": answerer.bundle, "results": [vars(source) for source in found]})
-
-    @app.post("/v1/feedback")
-    async def feedback(request: Request) -> Response:
-        said = await _read(request, _Feedback, answerer)
-        if not await asyncio.to_thread(answerer.log.add_feedback, said.id, said.feedback, said.comment):
-            raise _Error(404, f"The log has no answer '{said.id}'.")
-        return JSONResponse({"id": said.id, "feedback": said.feedback})
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        entry = {"id": answerer.bundle, "object": "model", "created": 0, "owned_by": "ragbench"}
-        return JSONResponse({"object": "list", "data": [entry]})
-
-    @app.get("/healthz")
-    async def health() -> Response:
-        state = {"status": "ok" if not answerer.trouble else "degraded", "bundle": answerer.bundle}
-        return JSONResponse(state | ({"trouble": answerer.trouble} if answerer.trouble else {}))
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(numbers.registry), media_type=CONTENT_TYPE_LATEST)
-
-    known = {getattr(route, "path", "") for route in app.routes}
+    app = FastAPI(title="ragbench", lifespan=_at_work, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.answerer, app.state.store, app.state.token = answerer, store, token
+    app.state.numbers = _Numbers(answerer)
+    for path, route in _POSTS.items():
+        app.post(path)(route)
+    for path, route in _GETS.items():
+        app.get(path)(route)
+    app.middleware("http")(_guard)
+    app.exception_handler(_Error)(_refuse)
     return app
+
+
+@asynccontextmanager
+async def _at_work(app: FastAPI) -> AsyncIterator[None]:
+    """Answer, estimate and watch the store while the application runs; then close the log."""
+    answerer, store = app.state.answerer, app.state.store
+    tasks = [asyncio.create_task(answerer.work()), asyncio.create_task(answerer.estimate())]
+    if store is not None:
+        tasks.append(asyncio.create_task(answerer.watch(store)))
+    yield
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    answerer.log.close()
+
+
+async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Ask for the token, and count what is answered."""
+    state, path = request.app.state, request.url.path
+    if state.token and path not in OPEN and not _bears(request, state.token):
+        refusal = _Error(401, "A valid bearer token is needed.", **{"WWW-Authenticate": "Bearer"})
+        response: Response = await _refuse(request, refusal)
+    else:
+        response = await go_on(request)
+    state.numbers.requests.labels(path if path in {*_POSTS, *_GETS} else "other", response.status_code).inc()
+    return response
+
+
+async def _chat(request: Request) -> Response:
+    answerer, numbers = request.app.state.answerer, request.app.state.numbers
+    asked = await _read(request, _Chat)
+    question = next((message.text for message in reversed(asked.messages) if message.role == "user"), "")
+    if not question:
+        raise _Error(400, "There is no question: the last message of the role 'user' is empty or missing.")
+    answered = await _answered(answerer, question, answerer.ask(question))
+    reply = answered.reply
+    numbers.seconds.observe(reply.seconds)
+    numbers.answers.labels(answered.bundle, reply.finish_reason).inc()
+    numbers.tokens.labels("prompt").inc(reply.prompt_tokens)
+    numbers.tokens.labels("completion").inc(reply.completion_tokens)
+    if asked.stream:
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return StreamingResponse(_stream(answered, usage), media_type="text/event-stream")
+    message = {"role": "assistant", "content": reply.answer}
+    choice = {"index": 0, "message": message, "finish_reason": _reason(answered), "logprobs": None}
+    return JSONResponse({**_head(answered, "chat.completion"), "choices": [choice], "usage": _usage(answered)})
+
+
+async def _search(request: Request) -> Response:
+    answerer = request.app.state.answerer
+    asked = await _read(request, _SearchForm)
+    found = await _answered(answerer, asked.query, answerer.search(asked.query, asked.k))
+    return JSONResponse({"bundle": answerer.bundle, "results": [vars(source) for source in found]})
+
+
+async def _feedback(request: Request) -> Response:
+    said = await _read(request, _FeedbackForm)
+    log = request.app.state.answerer.log
+    if not await asyncio.to_thread(log.add_feedback, said.id, said.feedback, said.comment):
+        raise _Error(404, f"The log has no answer '{said.id}'.")
+    return JSONResponse({"id": said.id, "feedback": said.feedback})
+
+
+async def _models(request: Request) -> Response:
+    entry = {"id": request.app.state.answerer.bundle, "object": "model", "created": 0, "owned_by": "ragbench"}
+    return JSONResponse({"object": "list", "data": [entry]})
+
+
+async def _health(request: Request) -> Response:
+    answerer = request.app.state.answerer
+    state = {"status": "ok" if not answerer.trouble else "degraded", "bundle": answerer.bundle}
+    return JSONResponse(state | ({"trouble": answerer.trouble} if answerer.trouble else {}))
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(generate_latest(request.app.state.numbers.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+_POSTS = {"/v1/chat/completions": _chat, "/v1/search": _search, "/v1/feedback": _feedback}
+_GETS = {"/v1/models": _models, "/healthz": _health, "/metrics": _metrics}
 
 
 def token_from_environment() -> str:
@@ -212,13 +219,17 @@ def _bears(request: Request, token: str) -> bool:
     return kind.lower() == "bearer" and secrets.compare_digest(given.strip().encode(), token.encode())
 
 
-async def _read(request: Request, form: type[_Form], answerer: Answerer) -> _Form:
-    limit = answerer.limits.body_bytes
+async def _read(request: Request, form: type[_Form]) -> _Form:
+    limits = request.app.state.answerer.limits
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _Error(413, f"The request is larger than {limit:,} bytes.")
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.body_bytes:
+                    raise _Error(413, f"The request is larger than {limits.body_bytes:,} bytes.")
+    except TimeoutError:
+        raise _Error(408, f"The request did not arrive within {limits.seconds:g} seconds.") from None
     try:
         return form.model_validate(json.loads(bytes(body)))
     except RecursionError:
@@ -231,16 +242,14 @@ async def _read(request: Request, form: type[_Form], answerer: Answerer) -> _For
         raise _Error(400, "The request is not JSON.") from None
 
 
-def _check_length(question: str, answerer: Answerer) -> None:
+async def _answered(answerer: Answerer, question: str, answer: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for what a question is answered with; what goes wrong becomes an error in OpenAI's form."""
     limit = answerer.limits.question_characters
     if len(question) > limit:
+        answer.close()
         raise _Error(400, f"The question has {len(question):,} characters; up to {limit:,} are taken.")
-
-
-async def _ask(answerer: Answerer, question: str) -> Answered:
-    _check_length(question, answerer)
     try:
-        return await answerer.ask(question)
+        return await answer
     except BusyError:
         raise _Error(429, "Too many questions are waiting. Try again soon.", **{"Retry-After": "1"}) from None
     except TimeoutError:
@@ -249,7 +258,8 @@ async def _ask(answerer: Answerer, question: str) -> Answered:
         raise _Error(422, str(error)) from None
 
 
-def _refused(error: _Error) -> JSONResponse:
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, _Error), "it handles no other"
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
     body = {"error": {"message": error.message, "type": kind, "param": None, "code": None}}
     return JSONResponse(body, status_code=error.status, headers=error.headers)

@@ -151,6 +151,42 @@ def test_a_full_queue_refuses_and_a_slow_answer_is_given_up(bundle, tmp_path, mo
     assert all(each.headers["Retry-After"] for each in found if each.status_code == 429)
 
 
+def test_searches_that_pile_up_are_refused_and_answers_go_on(bundle, tmp_path, monkeypatch):
+    from ragbench.deployment import answerer as module
+
+    whole = module.search_all
+    monkeypatch.setattr(module, "search_all", lambda *asked: time.sleep(0.3) or whole(*asked))
+    app = make_app(Answerer(open_bundle(bundle), "", QueryLog(tmp_path / "q.sqlite"), Limits(waiting=2)), None)
+
+    async def many():
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60)
+        async with app.router.lifespan_context(app), client:
+            searches = [client.post("/v1/search", json={"query": "kak"}) for _ in range(5)]
+            question = {"messages": [{"role": "user", "content": "kak"}]}
+            return await asyncio.gather(*searches, client.post("/v1/chat/completions", json=question))
+
+    *searches, answer = asyncio.run(many())
+    assert Counter(each.status_code for each in searches) == {200: 2, 429: 3}
+    assert answer.status_code == 200
+
+
+def test_an_estimate_that_fails_is_told_and_answers_go_on(bundle, tmp_path, monkeypatch):
+    from ragbench.deployment import answerer as module
+
+    monkeypatch.setattr(module, "grounding", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(module, "refuses", lambda _: False)
+    answerer = Answerer(open_bundle(bundle), "", QueryLog(tmp_path / "q.sqlite"), Limits(), judge=object())
+    with TestClient(make_app(answerer, None)) as client:
+        assert ask(client, "kak").status_code == 200
+        for _ in range(100):
+            state = client.get("/healthz").json()
+            if state["status"] == "degraded":
+                break
+            time.sleep(0.05)
+        assert "Grounding cannot be estimated: division by zero" in state["trouble"]
+        assert ask(client, "kak").status_code == 200
+
+
 # The program
 
 
