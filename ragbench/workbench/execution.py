@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ragbench.errors import RagbenchError
 from ragbench.workbench.params import Parameter, stage_values
-from ragbench.workbench.project import STAGES, notebook_path
+from ragbench.workbench.project import STAGES, USUAL_SECONDS, notebook_path
 from ragbench.workbench.reports import save_report, scrub_file, scrub_text
 from ragbench.workbench.stages import META, REPORTS, check_outputs, code_hash, read_meta
 
@@ -112,20 +113,32 @@ def run_experiment(experiment: Experiment, stages: Sequence[str] = STAGES) -> li
     if unknown:
         raise RagbenchError(f"There is no stage '{unknown[0]}'; there are: {', '.join(STAGES)}.")
     experiment.run.mkdir(parents=True, exist_ok=True)
-    ran: list[str] = []
+    took: dict[str, float] = {}
+    wanted = [name for name in STAGES if name in stages]
     with _only_one(experiment.run):
-        for stage in (name for name in STAGES if name in stages):
-            if left_out := why_left_out(experiment, stage):
-                print(f"{stage}: {left_out}", file=sys.stderr)
-                continue
-            reason = why_stale(experiment, stage)
+        for number, stage in enumerate(wanted, start=1):
+            left_out = why_left_out(experiment, stage)
+            reason = None if left_out else why_stale(experiment, stage)
+            print(f"{stage} ({number} of {len(wanted)}): {left_out or reason or 'complete'}", file=sys.stderr)
             if reason is None:
-                print(f"{stage}: complete", file=sys.stderr)
                 continue
-            print(f"{stage}: {reason}", file=sys.stderr)
+            started = time.monotonic()
             _execute(experiment, stage)
-            ran.append(stage)
-    return ran
+            took[stage] = time.monotonic() - started
+            print(f"{stage}: done in {_minutes(took[stage])}{_to_go(took, wanted[number:])}", file=sys.stderr)
+    return list(took)
+
+
+def _to_go(took: Mapping[str, float], left: Sequence[str]) -> str:
+    """Return about how long the stages that are left will take, by what the others took of their usual time."""
+    if not left:
+        return ""
+    pace = sum(took.values()) / sum(USUAL_SECONDS[stage] for stage in took)
+    return f"; about {_minutes(pace * sum(USUAL_SECONDS[stage] for stage in left))} to go"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -8,7 +9,14 @@ import pytest
 
 from ragbench.errors import RagbenchError
 from ragbench.files import sha256_file
-from ragbench.workbench.execution import Experiment, StageFailed, run_experiment, why_left_out, why_stale
+from ragbench.workbench.execution import (
+    Experiment,
+    StageFailed,
+    _to_go,
+    run_experiment,
+    why_left_out,
+    why_stale,
+)
 from ragbench.workbench.params import declared
 from ragbench.workbench.project import STAGES, notebook_path
 from ragbench.workbench.stages import read_meta
@@ -251,6 +259,21 @@ def test_an_unknown_stage_is_an_error_that_lists_them_before_anything_runs(proje
     assert not elsewhere.run.exists()
 
 
+def test_the_line_of_a_stage_says_how_far_the_run_is_and_about_how_long_it_takes(project, capsys):
+    run_experiment(experiment(project, size=4), BOTH)
+    told = capsys.readouterr().err
+    assert f"{FIRST} (1 of 2): other parameters" in told and f"{SECOND} (2 of 2): another" in told
+    assert re.search(rf"{FIRST}: done in \d+ s; about \d+ (s|min) to go", told)
+    assert re.search(rf"{SECOND}: done in \d+ s\n", told)
+
+
+def test_what_is_left_is_estimated_by_the_pace_so_far():
+    half = {"01_audit": 107 / 2, "02_data_prep": 22 / 2}
+    assert _to_go(half, ["04_generator", "06_evaluation"]) == "; about 6 min to go"
+    assert _to_go(half, ["02_data_prep"]) == "; about 11 s to go"
+    assert _to_go(half, []) == ""
+
+
 def test_a_stage_that_is_for_another_value_of_a_parameter_is_left_out_and_says_why(project, capsys):
     notebook = nbformat.read(notebook_path(project, SECOND), as_version=4)
     notebook.metadata["ragbench"] = {"only_with": {"how": "well"}}
@@ -259,4 +282,4 @@ def test_a_stage_that_is_for_another_value_of_a_parameter_is_left_out_and_says_w
     assert why_left_out(other, SECOND) == "left out, as how is 'badly' and not 'well'"
     assert why_left_out(experiment(project), SECOND) is why_left_out(other, FIRST) is None
     assert SECOND not in run_experiment(other, BOTH)
-    assert f"{SECOND}: left out, as how is 'badly'" in capsys.readouterr().err
+    assert f"{SECOND} (2 of 2): left out, as how is 'badly'" in capsys.readouterr().err
