@@ -85,8 +85,8 @@ class QueryLog:
         """
         self._path, self._keep_text, self._days = path, keep_text, days
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
             write_ahead(self._connection)
             self._connection.execute("PRAGMA synchronous=NORMAL")
@@ -157,7 +157,7 @@ def read_log(path: Path, since: float = 0.0, until: float = float("inf")) -> lis
     if not path.is_file():
         raise RagbenchError(f"There is no query log {path}. `ragbench serve` writes one.")
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as connection:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
             rows = connection.execute(
                 f"SELECT {', '.join(_COLUMNS)} FROM queries WHERE time >= ? AND time < ? ORDER BY time, id",
                 (since, min(until, 1e18)),

@@ -49,9 +49,16 @@ def test_what_is_too_old_is_deleted(tmp_path):
     assert [each.id for each in read_log(tmp_path / "q.sqlite")] == ["new", "newest"]
 
 
-def test_a_span_of_time_is_read(tmp_path):
-    QueryLog(tmp_path / "q.sqlite").add([entry(str(n), when=float(n)) for n in range(5)])
-    assert [each.id for each in read_log(tmp_path / "q.sqlite", since=1, until=4)] == ["1", "2", "3"]
+def test_a_span_of_time_is_read_whatever_the_folder_is_called(tmp_path):
+    path = tmp_path / "what? #1 100%" / "q.sqlite"
+    QueryLog(path).add([entry(str(n), when=float(n)) for n in range(5)])
+    assert [each.id for each in read_log(path, since=1, until=4)] == ["1", "2", "3"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_log(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RagbenchError, match=r"file/q\.sqlite is no query log"):
+        QueryLog(tmp_path / "file" / "q.sqlite")
 
 
 def test_feedback_and_grounding_are_added_to_an_answer(tmp_path):
