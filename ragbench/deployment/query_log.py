@@ -93,7 +93,7 @@ class QueryLog:
             self._connection.execute(_TABLE)
             self._connection.execute(_BY_TIME)
             self._connection.commit()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise RagbenchError(
                 f"{path} cannot be used as a query log ({error}). Move it away, or give another."
             ) from error

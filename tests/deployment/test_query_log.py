@@ -57,7 +57,7 @@ def test_a_span_of_time_is_read_whatever_the_folder_is_called(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_log(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RagbenchError, match=r"file/q\.sqlite is no query log"):
+    with pytest.raises(RagbenchError, match=r"file/q\.sqlite cannot be used as a query log"):
         QueryLog(tmp_path / "file" / "q.sqlite")
 
 
