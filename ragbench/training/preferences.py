@@ -172,12 +172,13 @@ def errors(examples: Dataset, found: Sequence[str], collection: Collection, enco
 
 
 def errors_table(pairs: Dataset) -> pd.DataFrame:
-    """Count the pairs: a row an error, columns error, pairs, and an example of the expected and the own answer."""
+    """Count the pairs: a row an error that was made: error, pairs, and the expected and own answer of the first."""
     rows = []
     for name in ERRORS:
         of_it = [pair for pair in pairs if pair["error"] == name]
-        shown = [of_it[0][side][-1]["content"] for side in ("chosen", "rejected")] if of_it else ["", ""]
-        rows.append({"error": name, "pairs": len(of_it), "expected": shown[0], "its own": shown[1]})
+        if of_it:
+            shown = [of_it[0][side][-1]["content"] for side in ("chosen", "rejected")]
+            rows.append({"error": name, "pairs": len(of_it), "expected": shown[0], "its own": shown[1]})
     return pd.DataFrame(rows)
 
 

@@ -131,7 +131,7 @@ def test_switched_off_it_does_nothing_whatever_the_model(tiny_generator, collect
     recipe, tuned = fine_tuned(tiny_generator, method="full")
     found = prefer(tuned, recipe, settings(), TRAIN, DEV, collection, encoder, limit=0)
     assert found.tuned is tuned and not len(found.pairs) and "Switched off" in found.reason
-    assert errors_table(found.pairs)["pairs"].sum() == 0
+    assert errors_table(found.pairs).empty
 
 
 def test_a_whole_model_is_refused(tiny_generator, collection, encoder):
