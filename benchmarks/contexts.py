@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from finetune import GENERATOR, RECIPE, examples, settings
+from finetune import DEVICE, GENERATOR, RECIPE, examples, settings
 from harness import arguments, finish
 
 from ragbench.collection.load import load_collection
@@ -47,9 +47,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     chosen = arguments(__doc__.splitlines()[0], options)
     questions, limit = (16, 8) if chosen.quick else (chosen.questions, 0)
-    data, retriever = load_collection(chosen.folder), Retriever(device="cpu")
+    data, retriever = load_collection(chosen.folder), Retriever(device=DEVICE)
     asked = choose_questions(data, [split for split in ("dev", "ood") if split in data.qrels], limit, chosen.seed)
-    encoder = open_encoder("all-MiniLM-L6-v2", device="cpu")
+    encoder = open_encoder("all-MiniLM-L6-v2", device=DEVICE)
     systems, seconds, tables = {"base": GENERATOR}, {"base": 0.0}, []
     for name in chosen.mixes:
         mix = replace(MIXES[name], seed=chosen.seed)

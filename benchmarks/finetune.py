@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from ragbench.collection.load import load_collection
 from ragbench.collection.schema import Collection
-from ragbench.devices import choose_dtype
+from ragbench.devices import choose_device, choose_dtype
 from ragbench.evaluation.comparison import compare
 from ragbench.evaluation.evaluate import System, choose_questions, evaluate
 from ragbench.generation.generate import Generator
@@ -43,9 +43,10 @@ from ragbench.training.generator import BOOKKEEPING, fine_tune
 from ragbench.training.generator_model import Recipe, open_for_training, plain_model
 
 MODEL = "SmolLM2-135M-Instruct"
+DEVICE = choose_device()
 RETRIEVER = Retriever(method="bm25")
-GENERATOR = Generator(model=MODEL, contexts=3, max_context_tokens=512, device="cpu")
-RECIPE = Recipe(MODEL, depth=0.5, device="cpu")
+GENERATOR = Generator(model=MODEL, contexts=3, max_context_tokens=512, device=DEVICE)
+RECIPE = Recipe(MODEL, depth=0.5, device=DEVICE)
 BATCH, ROWS, RATE, EPOCHS = 8, 2, 1e-3, 2.0
 ANSWERS = "[\\s\\S]*"  # these collections have no house style
 
@@ -74,8 +75,8 @@ def settings(folder: str, **changes: Any) -> SFTConfig:
         "max_grad_norm": 1.0,
         "gradient_checkpointing": False,
         "train_sampling_strategy": "group_by_length",
-        "bf16": choose_dtype("cpu") == torch.bfloat16,
-        "use_cpu": True,
+        "bf16": choose_dtype(DEVICE) == torch.bfloat16,
+        "use_cpu": DEVICE == "cpu",
         "eval_strategy": "steps",
         "eval_steps": 0.5,
         "save_strategy": "steps",
@@ -145,7 +146,12 @@ def plain_trainer(train: Dataset, dev: Dataset, steps: int, rank: int, seed: int
     return SFTTrainer(
         model=str(resolve_model(MODEL)),
         args=SFTConfig(
-            folder, max_steps=steps, per_device_train_batch_size=BATCH, use_cpu=True, report_to="none", seed=seed
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            use_cpu=DEVICE == "cpu",
+            report_to="none",
+            seed=seed,
         ),
         train_dataset=train.select_columns(columns),
         eval_dataset=dev.select_columns(columns),
@@ -189,7 +195,7 @@ def main() -> None:
             Exam(dev, GENERATOR.max_new_tokens, ANSWERS),
         )
         seconds = time.perf_counter() - started
-        encoder = open_encoder("all-MiniLM-L6-v2", device="cpu")
+        encoder = open_encoder("all-MiniLM-L6-v2", device=DEVICE)
         asked = choose_questions(data, [chosen.judge_on], test, chosen.seed)
         systems = {"base": GENERATOR, "tuned": replace(GENERATOR, model=str(tuned.folder))}
         scores = [

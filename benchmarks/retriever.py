@@ -33,7 +33,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from ragbench.collection.load import load_collection
 from ragbench.collection.schema import Collection, passage_texts
-from ragbench.devices import choose_dtype
+from ragbench.devices import choose_device, choose_dtype
 from ragbench.evaluation.evaluate import choose_questions, retrieval_scores
 from ragbench.models import resolve_model
 from ragbench.retrieval.retrieve import Retriever
@@ -44,6 +44,7 @@ from ragbench.workbench.params import declared_in
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "all-MiniLM-L6-v2"
+DEVICE = choose_device()
 BASE = Retriever(model=MODEL, dtype="float32")
 
 
@@ -71,7 +72,7 @@ def plain_mined(data: Collection, pairs: list[Pair], seed: int, folder: Path) ->
     rows = Dataset.from_dict({"anchor": [p.question for p in pairs], "positive": [p.positive for p in pairs]})
     mined = mine_hard_negatives(
         rows,
-        SentenceTransformer(str(resolve_model(MODEL)), device="cpu"),
+        SentenceTransformer(str(resolve_model(MODEL)), device=DEVICE),
         corpus=passage_texts(data).to_pylist(),
         relative_margin=0.05,
         num_negatives=1,
@@ -82,7 +83,7 @@ def plain_mined(data: Collection, pairs: list[Pair], seed: int, folder: Path) ->
 
 def train_plainly(rows: Dataset, seed: int, folder: Path) -> Path:
     torch.manual_seed(seed)
-    model = SentenceTransformer(str(resolve_model(MODEL)), device="cpu")
+    model = SentenceTransformer(str(resolve_model(MODEL)), device=DEVICE)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=SentenceTransformerTrainingArguments(
@@ -93,7 +94,7 @@ def train_plainly(rows: Dataset, seed: int, folder: Path) -> Path:
             warmup_steps=0.1,
             save_strategy="no",
             report_to="none",
-            use_cpu=True,
+            use_cpu=DEVICE == "cpu",
             seed=seed,
         ),
         train_dataset=rows,
@@ -119,7 +120,7 @@ def ragbench_with(changed: dict[str, Any], data: Collection, pairs: list[Pair], 
         scale=default["retriever_scale"],
         neighbourhood=default["retriever_neighbourhood"],
         blends=tuple(default["retriever_blends"]),
-        device="cpu",
+        device=DEVICE,
     )
     tuned = fine_tune(
         recipe,
@@ -131,8 +132,8 @@ def ragbench_with(changed: dict[str, Any], data: Collection, pairs: list[Pair], 
             warmup_steps=default["retriever_warmup"],
             weight_decay=default["retriever_weight_decay"],
             max_grad_norm=1.0,
-            bf16=choose_dtype("cpu", default["dtype"]) == torch.bfloat16,
-            use_cpu=True,
+            bf16=choose_dtype(DEVICE, default["dtype"]) == torch.bfloat16,
+            use_cpu=DEVICE == "cpu",
             eval_strategy="steps",
             eval_steps=default["retriever_evaluate_every"],
             save_strategy="steps",
