@@ -1,15 +1,23 @@
 """BM25 with bm25s (Lù 2024, https://github.com/xhluca/bm25s)."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import bm25s
 import numpy as np
 import pyarrow as pa
 
 from ragbench.collection.schema import Collection, Query, corpus_ids, passage_texts
 from ragbench.retrieval.runs import Run, ranked
+
+# Where JAX is installed, importing bm25s starts it, and JAX takes three quarters of a GPU for itself. What bm25s needs
+# it for is not used here, so it is hidden meanwhile, unless somebody has started it before.
+sys.modules.setdefault("jax", None)  # type: ignore[arg-type]
+import bm25s  # noqa: E402
+
+if sys.modules["jax"] is None:
+    del sys.modules["jax"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,8 @@
 import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,3 +112,14 @@ def test_scores_come_one_question_at_a_time_with_anserinis_defaults():
 def test_a_corpus_without_words_scores_nothing():
     [scores] = bm25_scores(collection({"a": "", "b": "!"}), ["cats"])
     assert scores.tolist() == [0, 0]
+
+
+def test_bm25_does_not_start_jax_which_would_take_the_gpus_memory(tmp_path):
+    package = tmp_path / "jax"
+    package.mkdir()
+    (package / "__init__.py").write_text("print('started')")
+    (package / "lax.py").write_text("top_k = print")
+    code = "import ragbench.retrieval.sparse; print('read'); import jax.lax"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["read", "started"]  # and who wants it gets it as ever

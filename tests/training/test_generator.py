@@ -216,7 +216,11 @@ def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(tiny_generat
     cache = tmp_path / "killed"
     cache.mkdir()
     code = f"import test_generator; test_generator.tune({str(tiny_generator)!r})"
-    environment = {**os.environ, "RAGBENCH_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {
+        **os.environ,
+        "RAGBENCH_CACHE": str(cache),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     with (cache / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log)
         try:

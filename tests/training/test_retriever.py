@@ -159,7 +159,7 @@ def killed(tiny_encoder, tmp_path_factory):
     cache = tmp_path_factory.mktemp("killed")
     tests = Path(__file__).parent
     code = f"import test_retriever; test_retriever.long_training({str(tiny_encoder)!r})"
-    environment = {**os.environ, "RAGBENCH_CACHE": str(cache), "PYTHONPATH": str(tests)}
+    environment = {**os.environ, "RAGBENCH_CACHE": str(cache), "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     with (cache / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=log)
         try:
