@@ -1,19 +1,21 @@
 """The service under load: many clients at once against one request at a time, the same questions.
 
-The bundle is packed from the base system (all-MiniLM-L6-v2, SmolLM2-135M-Instruct) over the embedded collection. The
-clients are OpenAI's, in threads of this process; the service runs in a process of its own.
+The bundle is packed from the base system (all-MiniLM-L6-v2, SmolLM2-135M-Instruct) over the embedded collection, twice,
+as two versions. The clients are OpenAI's, in threads of this process; the service runs in a process of its own. The
+load comes three times: what memory grows by in the second is what it would go on growing by. In the third the version
+in use is rolled back, and the seconds count until the earlier one answers.
 """
 
 import argparse
+import math
 import os
-import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from harness import arguments, finish, result
 from ragbench.collection.load import fingerprint, load_collection
 from ragbench.deployment.bundle import Contents, pack
 from ragbench.deployment.query_log import read_log
+from ragbench.deployment.store import add, promote, roll_back
 from ragbench.evaluation.evaluate import System, choose_questions
 from ragbench.generation.generate import Generator
 from ragbench.retrieval.retrieve import Retriever
@@ -42,30 +45,29 @@ def main() -> None:
     data = load_collection("pydocs")
     questions = [query.text for query in choose_questions(data, ["train"], count, seed=13)["train"]]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "base" / "0001"
-        generator = Generator(max_context_tokens=512, max_new_tokens=48)
-        pack(
-            Contents(
-                System("base", Retriever(), generator), False, False, data, fingerprint(data), {}, [], "benchmark",
-                library_versions(),
-            ),
-            folder,
+        store = Path(scratch) / "bundles"
+        contents = Contents(
+            System("base", Retriever(), Generator(max_context_tokens=512, max_new_tokens=48)), False, False, data,
+            fingerprint(data), {}, [], "benchmark", library_versions(),
         )  # fmt: skip
+        for _ in range(2):
+            version, _ = add(store, "base", lambda folder: pack(contents, folder))
+            promote(store, "base", version, "benchmark")
         log = Path(scratch) / "queries.sqlite"
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             port = listener.getsockname()[1]
         ragbench = str(Path(sys.executable).with_name("ragbench"))
-        program = [ragbench, "serve", str(folder), "--port", str(port), "--log", str(log)]
+        program = [ragbench, "serve", "base", "--store", str(store), "--port", str(port), "--log", str(log)]
         process = subprocess.Popen([*program, "--no-grounding", "--waiting", "64"], env={**os.environ})
         try:
             _wait(port, process)
-            rows = _measure(port, process, questions, clients)
+            rows, seconds = _measure(port, process, questions, clients, store)
         finally:
             process.terminate()
             process.wait(timeout=60)
         logged = Counter(entry.question for entry in read_log(log))
-    answered = rows[0]["answered"] + rows[1]["answered"]
+    answered = sum(row["answered"] for row in rows)
     ratio = rows[1]["questions a second"] / rows[0]["questions a second"]
     finish(
         Path(__file__).stem,
@@ -74,8 +76,9 @@ def main() -> None:
         [
             result("times as many answers a second as one at a time", ratio, 2.0, float.__ge__),
             result("answers in the log over answers told", sum(logged.values()) / answered, 1.0, float.__eq__),
-            result("statuses other than 200 and 429", float(rows[1]["other"]), 0.0, float.__eq__),
-            result("growth of memory under load (GiB)", rows[1]["growth GiB"], 1.0, float.__le__),
+            result("statuses other than 200 and 429", float(sum(row["other"] for row in rows)), 0.0, float.__eq__),
+            result("growth of memory in the second load (GiB)", rows[2]["growth GiB"], 0.1, float.__le__),
+            result("seconds of a rollback under load", seconds, 5.0, float.__lt__),
         ],
     )
 
@@ -91,15 +94,19 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.2)
 
 
-def _measure(port: int, process: subprocess.Popen[bytes], questions: list[str], clients: int) -> list[dict[str, Any]]:
+def _measure(
+    port: int, process: subprocess.Popen[bytes], questions: list[str], clients: int, store: Path
+) -> tuple[list[dict[str, Any]], float]:
+    """Return a row a way of asking, and the seconds of a rollback."""
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=600)
     refused: Counter[int] = Counter()
+    models: set[str] = set()
 
     def ask(question: str) -> None:
         while True:
             try:
                 reply = client.chat.completions.create(model="", messages=[{"role": "user", "content": question}])
-                assert re.match(r"base/", reply.model)
+                models.add(reply.model)
                 return
             except openai.APIStatusError as error:
                 refused[error.status_code] += 1
@@ -109,24 +116,36 @@ def _measure(port: int, process: subprocess.Popen[bytes], questions: list[str], 
 
     ask(questions[0])  # warms up
     memory = psutil.Process(process.pid)
-    rows = []
+    rows, seconds = [], math.inf
     alone = questions[: max(4, len(questions) // 10)]
-    for variant, width, asked in (("one at a time", 1, alone), ("load", clients, questions)):
+    for variant, width in (("one at a time", 1), ("load", clients), ("again", clients), ("with a rollback", clients)):
+        asked = alone if width == 1 else questions
         refused.clear()
         before, started = memory.memory_info().rss, time.perf_counter()
         with ThreadPoolExecutor(width) as pool:
-            list(pool.map(ask, asked))
-        seconds = time.perf_counter() - started
+            told = [pool.submit(ask, question) for question in asked]
+            if variant == "with a rollback":
+                wait(told[: len(told) // 4])
+                decided = time.perf_counter()
+                roll_back(store, "base")
+                while httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60).json()["bundle"] != "base/0001":
+                    time.sleep(0.05)
+                seconds = time.perf_counter() - decided
+        if missing := [each for each in told if each.exception()]:
+            raise SystemExit(f"{len(missing)} questions failed: {missing[0].exception()}")
+        spent = time.perf_counter() - started
         other = sum(count for status, count in refused.items() if status != 429)
         rows.append(
             {
-                "variant": variant, "clients": width, "answered": len(asked) - other, "seconds": seconds,
-                "questions a second": len(asked) / seconds, "refused with 429": refused[429], "other": other,
+                "variant": variant, "clients": width, "answered": len(asked) - other, "seconds": spent,
+                "questions a second": len(asked) / spent, "refused with 429": refused[429], "other": other,
                 "growth GiB": (memory.memory_info().rss - before) / 2**30,
             }
         )  # fmt: skip
     rows[0]["answered"] += 1  # the one that warmed up
-    return rows
+    if models != {"base/0001", "base/0002"}:
+        raise SystemExit(f"answers came from {sorted(models)}, not from both versions")
+    return rows, seconds
 
 
 if __name__ == "__main__":

@@ -33,14 +33,32 @@ def bundle_create(
 
 
 @bundle_app.command("verify")
-def bundle_verify(reference: Reference, store: Store = BUNDLES) -> None:
-    """Check every part of a bundle against its manifest, and the index against the retriever inside."""
+def bundle_verify(
+    reference: Reference,
+    ask: Annotated[bool, typer.Option("--ask", help="Ask the canaries again, and tell which changed.")] = False,
+    store: Store = BUNDLES,
+) -> None:
+    """Check every part of a bundle against its manifest, and the index against the retriever inside.
+
+    With --ask, exit status 1 if more canaries changed than rounding explains.
+    """
+    from ragbench.deployment.answering import open_bundle
     from ragbench.deployment.bundle import verify
+    from ragbench.deployment.canaries import ask_again, canaries_table, canary_signals
+    from ragbench.deployment.drift import signals_table
     from ragbench.deployment.store import find_bundle
 
     folder = find_bundle(store, reference)
     manifest = verify(folder)
     print(f"{shown(folder)} is whole: {manifest.system} from {manifest.origin}, {manifest.passages:,} passages")
+    if ask:
+        asked = ask_again(open_bundle(folder))
+        signals = canary_signals(asked)
+        for canary in canaries_table(asked).to_dict("records"):
+            print("; ".join(f"{name}: {value}" for name, value in canary.items()))
+        print(signals_table(signals).to_string(index=False))
+        if any(signal.alarm for signal in signals):
+            raise typer.Exit(1)
 
 
 @bundle_app.command("list")
@@ -213,6 +231,8 @@ def retune(
     import time
 
     from ragbench.collection.load import load_collection
+    from ragbench.deployment.answering import open_bundle
+    from ragbench.deployment.canaries import ask_again, canary_signals
     from ragbench.deployment.gate import Gate
     from ragbench.deployment.query_log import DAY, read_log
     from ragbench.deployment.retuning import carry_out, look
@@ -224,7 +244,14 @@ def retune(
     now = time.time()
     before, after = read_log(log, until=now - days * DAY), read_log(log, since=now - days * DAY)
     present = find_bundle(store, name)
-    decided, _ = look(before, after, present, load_collection(place, experiment.root), open_encoder("all-MiniLM-L6-v2"))
+    decided, _ = look(
+        before,
+        after,
+        present,
+        load_collection(place, experiment.root),
+        open_encoder("all-MiniLM-L6-v2"),
+        canaries=canary_signals(ask_again(open_bundle(present))),
+    )
     for reason in decided.reasons:
         print(reason)
     if decided.nothing:

@@ -101,7 +101,7 @@ class Contents:
         collection: whose passages it answers from.
         fingerprint: of the collection.
         evaluation: how the system was measured, as JSON.
-        canaries: records as `deployment.canaries` makes them.
+        canaries: records as `canaries.choose` makes them.
         versions: of the libraries.
     """
 

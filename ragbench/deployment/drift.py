@@ -280,7 +280,3 @@ def knowledge_table(found: KnowledgeDrift, shown: int = 4) -> pd.DataFrame:
     kinds = {"added": found.added, "changed": found.changed, "removed": found.removed}
     rows = [(kind, len(ids), ", ".join(ids[:shown])) for kind, ids in kinds.items()]
     return pd.DataFrame(rows, columns=["passages", "how many", "such as"])
-
-
-def _texts(collection: Collection) -> dict[str, str]:
-    return dict(zip(collection.corpus["_id"], passage_texts(collection).to_pylist(), strict=True))

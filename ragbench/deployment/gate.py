@@ -15,7 +15,6 @@ from ragbench.evaluation.comparison import Comparison, compare, paired
 from ragbench.evaluation.evaluate import Questions, System, choose_questions, evaluate
 from ragbench.retrieval.encoder import Encoder, open_encoder
 
-CANARY = "canary"
 SPLITS = ("test", "ood")
 TOLERATED = {"ndcg@10": 0.02, "answer_f1": 0.02, "refusal": 0.02, "format": 0.05, "citation_precision": 0.05}
 SHOWN = 3

@@ -9,19 +9,19 @@ import numpy as np
 
 from ragbench.collection.load import fingerprint, load_collection
 from ragbench.collection.schema import Collection, passage_texts
+from ragbench.deployment import canaries
 from ragbench.deployment.bundle import EVALUATION, INDEX, Contents, passages_of, system_of, verify
 from ragbench.errors import RagbenchError
-from ragbench.evaluation.evaluate import System, choose_questions
-from ragbench.generation.generate import Generator, answer_run
+from ragbench.evaluation.evaluate import System
+from ragbench.generation.generate import Generator
 from ragbench.retrieval.encoder import remember
 from ragbench.retrieval.index import read_index, vectors_of
-from ragbench.retrieval.retrieve import Retriever, encoder_of, retrieve
+from ragbench.retrieval.retrieve import Retriever, encoder_of
 from ragbench.workbench.parts import SYSTEMS, Parts, read_parts
 from ragbench.workbench.project import project_root
 from ragbench.workbench.stages import Stage, check_outputs, library_versions
 
 STAGE = "06_evaluation"
-CANARIES = 12
 _SHARED = {"device": "device", "dtype": "dtype"}
 _RETRIEVER = {
     **{name: f"retriever_{name}" for name in ("method", "model", "revision", "max_tokens", "index", "depth")},
@@ -85,7 +85,7 @@ def contents_of(run: Path, system: str = "") -> Contents:
             ],
             "verdict": verdict,
         },
-        canaries(collection, answering, seed=parameters["seed"]),
+        canaries.choose(collection, answering, parameters["seed"]),
         str(run),
         library_versions(),
     )
@@ -117,28 +117,10 @@ def with_passages(folder: Path, collection: Collection) -> Contents:
         collection,
         fingerprint(collection),
         {**evaluation, "passages": f"changed since it was measured, as version {folder.name}"},
-        canaries(collection, system, seed=system.retriever.seed),
+        canaries.choose(collection, system, system.retriever.seed),
         f"{folder.parent.name}/{folder.name}, passages changed",
         library_versions(),
     )
-
-
-def canaries(collection: Collection, system: System, seed: int, limit: int = CANARIES) -> list[dict[str, Any]]:
-    """Return questions of dev with what the system finds and answers: asked again later, they tell what has changed."""
-    split = next((name for name in ("dev", *collection.qrels) if name in collection.qrels), "")
-    queries = choose_questions(collection, [split], limit, seed).get(split, []) if split else []
-    run = retrieve(collection, queries, system.retriever)
-    answers = {answer.query_id: answer.answer for answer in answer_run(collection, queries, run, system.generator)}
-    return [
-        {
-            "query_id": query.id,
-            "split": split,
-            "question": query.text,
-            "passage_ids": list(run[query.id])[: system.generator.contexts],
-            "answer": answers.get(query.id, ""),
-        }
-        for query in queries
-    ]
 
 
 def _parts(stage: Stage, system: str, backend: str) -> Parts:

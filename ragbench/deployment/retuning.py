@@ -15,6 +15,7 @@ from ragbench.deployment.drift import (
     FEWEST,
     KnowledgeDrift,
     Signal,
+    corrected,
     knowledge_drift,
     query_drift,
     score_drift,
@@ -85,10 +86,10 @@ def plan(
 
     Questions, words or first scores that drifted, or passages with many new words, speak for the retriever; answers
     that lost grounding, or refuse more, while what is found did not change, speak for the generator; a high share of
-    failures for both.
+    failures for both. Canaries that changed are a reason to look, not to tune.
 
     Args:
-        signals: from `drift`.
+        signals: from `drift` and `canaries`.
         knowledge: how the passages changed; None if they were not compared.
         failed, answered: answers that failed (see `failures.failures_in`), of how many.
     """
@@ -105,6 +106,11 @@ def plan(
     answers = {name for name in ("grounding",) if name in alarms and alarms[name].effect < 0}
     if "refusals" in alarms and alarms["refusals"].effect > 0:
         answers |= {"refusals"}
+    if any(name.startswith("canary") for name in alarms):
+        reasons.append(
+            "The bundle is the same as when it was packed: a library, the processor or a served model is another one. "
+            "Look at these first; tuning does not mend it."
+        )
     update = knowledge is not None and knowledge.share > limits.changed
     if knowledge is not None and update:
         counts = {name: len(getattr(knowledge, name)) for name in ("added", "changed", "removed")}
@@ -131,6 +137,7 @@ def look(
     collection: Collection | None,
     encoder: Encoder,
     limits: Limits | None = None,
+    canaries: Sequence[Signal] = (),
 ) -> tuple[Plan, list[Signal]]:
     """Compare two periods of the log, and the bundle's passages with those of now; decide what to do.
 
@@ -141,12 +148,14 @@ def look(
         bundle: in use.
         collection: with the passages as they are now; None if they did not change.
         encoder: the fixed encoder of the evaluation.
+        canaries: from `canaries.canary_signals`; corrected together with the others.
     """
     manifest, passages = read_manifest(bundle), passages_of(bundle)
     signals: list[Signal] = []
     if min(len(before), len(after)) >= FEWEST:
         told = all(entry.question is not None for entry in (*before, *after))
         signals = query_drift(before, after, passages, encoder) if told else score_drift(before, after)
+    signals = corrected([*signals, *canaries])
     retriever = encoder_of(system_of(bundle, manifest).retriever) if manifest.built_with else None
     knowledge = knowledge_drift(passages, collection, retriever) if collection is not None else None
     return plan(signals, knowledge, len(failures_in(after)), len(after), limits), signals

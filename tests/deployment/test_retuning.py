@@ -40,6 +40,7 @@ def alarm(name, effect):
         ([alarm("grounding", 0.3)], None, 0, (), False),
         ([alarm("refusals", 0.3)], None, 0, (G,), False),
         ([alarm("questions", 0.3), alarm("refusals", 0.3)], None, 0, (R,), False),
+        ([alarm("canary answers", 0.5)], None, 0, (), False),
         ([], None, 60, (R, G, J), False),
         ([], KnowledgeDrift(("a",), (), (), 0.02, None, 0.01), 0, (), True),
         ([], KnowledgeDrift(("a",), (), (), 0.5, None, 0.01), 0, (R,), True),
@@ -55,6 +56,16 @@ def test_what_is_run_again_follows_from_what_drifted(signals, knowledge, failed,
 def test_the_reasons_name_the_signal_and_its_numbers():
     [reason] = plan([alarm("grounding", -0.25)], None, 0, 100).reasons
     assert "grounding: 0.500 → 0.250, -0.250" in reason
+
+
+def test_canaries_that_changed_are_a_reason_to_look_around_and_are_corrected_with_the_rest(bundle, tiny_encoder):
+    said = " ".join(plan([alarm("canary answers", 0.5)], None, 0, 100).reasons)
+    assert "canary answers: 0.500 → 1.000" in said and "tuning does not mend it" in said
+    raw = replace(alarm("canary answers", 0.5), p_value=0.02, alarm=False)
+    encoder = open_encoder(str(tiny_encoder), device="cpu")
+    [alone] = look([], [], bundle, None, encoder, canaries=[raw])[1]
+    among = look(entries(40), entries(40), bundle, None, encoder, canaries=[raw])[1][-1]
+    assert alone.alarm and not among.alarm and among.p_holm > alone.p_holm == 0.02
 
 
 def entries(n, **changes):
