@@ -10,7 +10,7 @@ run: $(READY)
 	$(VENV)/bin/ragbench run $(PARAMS)
 
 test: $(READY) lint
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 lab: $(READY)
 	$(VENV)/bin/jupyter lab notebooks

@@ -14,6 +14,8 @@ import pytest
 # Set before anything of ragbench or RAGAS is imported; no test may reach a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAGAS_DO_NOT_TRACK"] = "true"
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes with a thread a core each get in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import pytest
 from ragbench.models import resolve_model
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(1500)  # one of them waits for the whole chain
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -25,7 +26,7 @@ def command(name: str) -> str:
 
 def call(*arguments: str, cache: Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "RAGBENCH_CACHE": str(cache)}
-    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.fixture(scope="module")
