@@ -18,7 +18,7 @@ from ragbench.workbench.execution import (
     why_stale,
 )
 from ragbench.workbench.params import declared
-from ragbench.workbench.project import STAGES, notebook_path
+from ragbench.workbench.project import STAGES, USUAL_SECONDS, notebook_path
 from ragbench.workbench.stages import read_meta
 
 FIRST, SECOND = BOTH = STAGES[0], STAGES[-1]
@@ -268,9 +268,9 @@ def test_the_line_of_a_stage_says_how_far_the_run_is_and_about_how_long_it_takes
 
 
 def test_what_is_left_is_estimated_by_the_pace_so_far():
-    half = {"01_audit": 107 / 2, "02_data_prep": 22 / 2}
-    assert _to_go(half, ["04_generator", "06_evaluation"]) == "; about 6 min to go"
-    assert _to_go(half, ["02_data_prep"]) == "; about 11 s to go"
+    half = {stage: USUAL_SECONDS[stage] / 2 for stage in ("01_audit", "02_data_prep")}
+    assert _to_go(half, ["04_generator", "06_evaluation"]) == "; about 4 min to go"
+    assert _to_go(half, ["02_data_prep"]) == "; about 12 s to go"
     assert _to_go(half, []) == ""
 
 
