@@ -35,6 +35,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, real_cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("smoke") / "run"
     done = call(command("ragbench"), "run", "params/smoke.yaml", "--out", str(folder), cache=real_cache)
     assert done.returncode == 0, done.stderr
+    assert "Could not find a config file" not in done.stderr, "PEFT asked the hub for the base model"
     return folder
 
 

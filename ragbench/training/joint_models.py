@@ -167,7 +167,8 @@ def save_models(models: Models, retriever: Path, generator: Path, start: Generat
     model.save_pretrained(str(retriever), create_model_card=False)
     if not isinstance(models.generator, PeftModel):
         return
-    models.generator.save_pretrained(str(generator))
+    # No token was added; PEFT would ask the hub for the base's vocabulary to find that out.
+    models.generator.save_pretrained(str(generator), save_embedding_layers=False)
     (generator / "README.md").unlink(missing_ok=True)
     models.tokenizer.save_pretrained(generator)
     name_base(generator, *adapted_name(start.model, start.revision))

@@ -247,7 +247,8 @@ def _trained(
         trainer.remove_callback(PrinterCallback)
         seconds = trainer.train().metrics["train_runtime"]
         # Only the adapter that was trained: the trainer keeps a copy of the one before beside it, as its reference.
-        network.save_pretrained(str(folder / MODEL), selected_adapters=["default"])
+        # No token was added; PEFT would ask the hub for the base's vocabulary to find that out.
+        network.save_pretrained(str(folder / MODEL), selected_adapters=["default"], save_embedding_layers=False)
         tokenizer.save_pretrained(folder / MODEL)
         name_base(folder / MODEL, recipe.model, recipe.revision)
         write_json(folder / RECORD, {"seconds": round(seconds, 1)})
