@@ -27,8 +27,9 @@ BACKLOG = 256
 """Answers that wait for their grounding estimate; older ones go without."""
 
 
-_SEARCHES = ThreadPoolExecutor(1, "search")
-"""Searches wait for each other, and never take the threads in which answers are made."""
+_ANSWERS, _SEARCHES = ThreadPoolExecutor(1, "answer"), ThreadPoolExecutor(1, "search")
+"""Answers are made in one thread: each thread that makes some keeps memory of its own for it. Searches wait for each
+other, not for answers."""
 
 
 class BusyError(Exception):
@@ -153,7 +154,8 @@ class Answerer:
             batch = [self._queue.popleft() for _ in range(min(self.limits.batch, len(self._queue)))]
             if not batch:
                 continue
-            found = await asyncio.to_thread(self._answer, self.deployed, [each.question for each in batch])
+            questions = [each.question for each in batch]
+            found = await asyncio.get_running_loop().run_in_executor(_ANSWERS, self._answer, self.deployed, questions)
             for each, answered in zip(batch, found, strict=True):
                 if each.answered.done():
                     continue
