@@ -49,10 +49,11 @@ def bundle_verify(
     from ragbench.deployment.store import find_bundle
 
     folder = find_bundle(store, reference)
-    manifest = verify(folder)
+    deployed = open_bundle(folder) if ask else None  # opening verifies
+    manifest = deployed.manifest if deployed else verify(folder)
     print(f"{shown(folder)} is whole: {manifest.system} from {manifest.origin}, {manifest.passages:,} passages")
-    if ask:
-        asked = ask_again(open_bundle(folder))
+    if deployed:
+        asked = ask_again(deployed)
         signals = canary_signals(asked)
         for canary in canaries_table(asked).to_dict("records"):
             print("; ".join(f"{name}: {value}" for name, value in canary.items()))
