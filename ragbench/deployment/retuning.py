@@ -188,17 +188,33 @@ def carry_out(
 
 
 def _tuned_again(decided: Plan, name: str, present: Path, experiment: Experiment, collection: str) -> Contents:
+    """Run the stages, and return the system with the part that was tuned again; the other stays the bundle's own."""
+    tuned = tuple(stage for stage in decided.stages if stage not in (DATA, EVALUATION))
     systems = {
         (RETRIEVER,): ["base", "retriever"],
         (GENERATOR,): ["base", "generator"],
         (RETRIEVER, GENERATOR, JOINT): ["base", "retriever", "generator", "both", "end_to_end"],
-    }[tuple(stage for stage in decided.stages if stage not in (DATA, EVALUATION))]
+    }[tuned]
+    manifest = read_manifest(present)
+    system = system_of(present.resolve(), manifest)
+    kept: dict[str, str] = {}
+    if RETRIEVER not in tuned:
+        kept |= {"retriever_model": system.retriever.model, "retriever_revision": system.retriever.revision}
+    if GENERATOR not in tuned:
+        kept |= {"generator_model": system.generator.model, "generator_revision": system.generator.revision}
     folder = experiment.run.parent / f"{name}-after-{present.name}-{time.strftime('%Y%m%d')}"
     again = replace(
         experiment,
         run=folder,
-        values={**experiment.values, "collection": collection, "evaluation_systems": systems},
+        values={**experiment.values, **kept, "collection": collection, "evaluation_systems": systems},
         outside={"collection": fingerprint(load_collection(collection, experiment.root))},
     )
     run_experiment(again, decided.stages)
-    return contents_of(folder)
+    # One part that was tuned again goes to the gate whatever the verdict, which compares it with the untuned one.
+    contents = contents_of(folder, systems[-1] if len(tuned) == 1 else "")
+    inside = (manifest.retriever is not None and manifest.retriever.inside, manifest.generator.inside)
+    return replace(
+        contents,
+        tuned_retriever=contents.tuned_retriever or (RETRIEVER not in tuned and inside[0]),
+        tuned_generator=contents.tuned_generator or (GENERATOR not in tuned and inside[1]),
+    )

@@ -6,7 +6,7 @@ from ragbench.collection.schema import Collection, corpus_from_rows
 from ragbench.deployment import bundle as bundles
 from ragbench.deployment import gate as gates
 from ragbench.deployment import retuning
-from ragbench.deployment.bundle import pack, verify
+from ragbench.deployment.bundle import pack, read_manifest, verify
 from ragbench.deployment.drift import KnowledgeDrift, Signal
 from ragbench.deployment.gate import Gate
 from ragbench.deployment.packing import with_passages
@@ -14,6 +14,7 @@ from ragbench.deployment.query_log import Entry, make_entry
 from ragbench.deployment.retuning import Plan, carry_out, look, plan
 from ragbench.deployment.store import add, current, promote
 from ragbench.errors import RagbenchError
+from ragbench.evaluation.evaluate import System
 from ragbench.retrieval import encoder as encoders
 from ragbench.retrieval.encoder import open_encoder
 from ragbench.workbench.execution import Experiment
@@ -118,24 +119,69 @@ def test_passages_alone_make_a_new_version_that_passes_the_gate(store, tmp_path)
     assert current(store, "garden") == "0002" and said
 
 
-def test_what_is_tuned_again_runs_its_stages_only_and_a_refusal_leaves_the_old_version(
-    store, tmp_path, contents, monkeypatch
-):
+@pytest.fixture
+def ran(contents, monkeypatch):
+    """What was run, in place of running it: the result has one new part, and the other as the parameters say."""
     ran = []
+
+    def result(run, system):
+        values = ran[-1][0].values
+        retriever = replace(
+            contents.system.retriever, model=values.get("retriever_model", contents.system.retriever.model)
+        )
+        generator = replace(
+            contents.system.generator, model=values.get("generator_model", contents.system.generator.model)
+        )
+        ran[-1] += (system,)
+        return replace(
+            contents, system=System(system, retriever, generator), tuned_retriever=system in ("", "retriever"),
+            tuned_generator=system in ("", "generator"),
+        )  # fmt: skip
+
     monkeypatch.setattr(retuning, "run_experiment", lambda e, stages: ran.append((e, tuple(stages))))
-    monkeypatch.setattr(retuning, "contents_of", lambda run: contents)
+    monkeypatch.setattr(retuning, "contents_of", result)
+    return ran
+
+
+@pytest.mark.parametrize(
+    ("signal", "stage", "tuned", "other"),
+    [
+        (alarm("questions", 0.4), R, "retriever", "generator"),
+        (alarm("grounding", -0.4), G, "generator", "retriever"),
+    ],
+)
+def test_the_part_that_is_not_tuned_again_stays_the_bundles_own(store, tmp_path, ran, signal, stage, tuned, other):
     experiment = Experiment(tmp_path, tmp_path / "runs" / "x", {}, {"seed": 3}, {})
-    decided = plan([alarm("questions", 0.4)], None, 0, 100)
+    decided = plan([signal], None, 0, 100)
     assert carry_out(decided, store, "garden", experiment, "new", Gate())[0].after == "0002"
-    [(again, stages)] = ran
-    assert stages == ("02_data_prep", R, "06_evaluation")
-    assert again.values == {"seed": 3, "collection": "new", "evaluation_systems": ["base", "retriever"]}
+    [(again, stages, system)] = ran
+    assert (stages, system) == (("02_data_prep", stage, "06_evaluation"), tuned)
+    own = str((store / "garden" / "0001" / other).resolve())
+    assert again.values == {
+        "seed": 3, "collection": "new", "evaluation_systems": ["base", tuned], f"{other}_model": own,
+        f"{other}_revision": "",
+    }  # fmt: skip
     assert again.run.parent == tmp_path / "runs" and again.run.name.startswith("garden-after-0001-")
+    before, after = (getattr(read_manifest(store / "garden" / version), other) for version in ("0001", "0002"))
+    assert after.inside and after.sha256 == before.sha256  # a copy: the old version may be deleted
+
+
+def test_all_is_tuned_again_from_the_experiments_models_and_the_verdict_chooses(store, tmp_path, ran):
+    experiment = Experiment(tmp_path, tmp_path / "runs" / "x", {}, {}, {})
+    carry_out(plan([], None, 60, 100), store, "garden", experiment, "new", Gate())
+    [(again, stages, system)] = ran
+    assert stages == ("02_data_prep", R, G, J, "06_evaluation") and system == ""
+    assert set(again.values) == {"collection", "evaluation_systems"}
+
+
+def test_a_refusal_leaves_the_old_version_in_use(store, tmp_path, ran, monkeypatch):
+    experiment = Experiment(tmp_path, tmp_path / "runs" / "x", {}, {}, {})
+    decided = plan([alarm("questions", 0.4)], None, 0, 100)
 
     def refuse(*_):
-        raise RagbenchError("0003 is not put into use")
+        raise RagbenchError("0002 is not put into use")
 
     monkeypatch.setattr(retuning, "admit", refuse)
     with pytest.raises(RagbenchError, match="not put into use"):
         carry_out(decided, store, "garden", experiment, "new", Gate())
-    assert current(store, "garden") == "0002"
+    assert current(store, "garden") == "0001"
