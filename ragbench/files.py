@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_remembered(path: Path) -> str:
+    """Return what `sha256_file` does; this process reads the file again only if it is another or was written since.
+
+    For large files that are asked about many times, and whose damage is looked for elsewhere.
+    """
+    state = path.stat()
+    return _sha256_at(path, (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
+
+
+@lru_cache(maxsize=512)
+def _sha256_at(path: Path, state: tuple[int, ...]) -> str:
+    return sha256_file(path)
+
+
 def sha256_text(*parts: str) -> str:
     """Return the SHA-256 of several strings, each with its length, so that no two lists of parts collide."""
     digest = hashlib.sha256()
@@ -59,7 +74,9 @@ def sha256_text(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def sha256_folder(folder: Path, patterns: tuple[str, ...] = ("**/*",)) -> str:
+def sha256_folder(
+    folder: Path, patterns: tuple[str, ...] = ("**/*",), of_file: Callable[[Path], str] = sha256_file
+) -> str:
     """Return one SHA-256 over the relative names and the contents of a folder's files that match `patterns`."""
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return sha256_text(*(part for path in files for part in (path.relative_to(folder).as_posix(), sha256_file(path))))
+    return sha256_text(*(part for path in files for part in (path.relative_to(folder).as_posix(), of_file(path))))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ragbench.cache import cache_folder
 from ragbench.errors import RagbenchError
-from ragbench.files import sha256_file, sha256_folder, sha256_text
+from ragbench.files import sha256_folder, sha256_remembered, sha256_text
 
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "**/*.json", "**/*.safetensors"]
@@ -82,7 +82,7 @@ def model_hash(folder: Path) -> str:
 
     For an adapter that is also the model it adapts.
     """
-    own, base = sha256_folder(folder, _IDENTITY), adapted_model(folder)
+    own, base = sha256_folder(folder, _IDENTITY, sha256_remembered), adapted_model(folder)
     return own if base is None else sha256_text(own, model_hash(base))
 
 
@@ -121,7 +121,7 @@ def _packaged(name: str) -> Path:
     path = packaged_file(model)
     if path is None:
         raise RagbenchError(f"Model '{name}' comes with the package {model.distribution}: run {install}.")
-    found = sha256_file(path)
+    found = sha256_remembered(path)
     if found != model.sha256:
         raise RagbenchError(f"Model '{name}': {path} has SHA-256 {found}, expected {model.sha256}. Run {install}.")
     return _unpacked_gguf(path, f"{name}-{found[:12]}") if path.suffix == ".gguf" else path.parent

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragbench.files import atomic_path, sha256_file, sha256_folder, sha256_text, write_json, write_text
+from ragbench import files
+from ragbench.files import (
+    atomic_path,
+    sha256_file,
+    sha256_folder,
+    sha256_remembered,
+    sha256_text,
+    write_json,
+    write_text,
+)
 
 STRINGS = st.lists(st.text(alphabet=st.characters(exclude_categories=[]), max_size=5), max_size=4)
 
@@ -147,3 +156,21 @@ def test_the_hash_of_a_folder_can_be_limited_to_some_files(folder):
 
 def test_patterns_that_overlap_count_a_file_once(folder):
     assert sha256_folder(folder, ("**/*", "*.txt", "**/*.json")) == sha256_folder(folder)
+
+
+def test_a_remembered_file_is_read_again_when_it_was_written_or_replaced(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(files, "sha256_file", lambda path: read.append(path) or sha256_file(path))
+    target, other = tmp_path / "model.safetensors", tmp_path / "other"
+    target.write_bytes(b"old weights")
+    first = sha256_remembered(target)
+    assert sha256_remembered(target) == first == sha256_file(target)
+    assert read == [target]
+    target.write_bytes(b"new weights")
+    os.utime(target, ns=(0, 0))
+    assert sha256_remembered(target) == sha256_file(target) != first
+    other.write_bytes(b"odd weights")
+    os.utime(other, ns=(0, 0))
+    other.replace(target)
+    assert sha256_remembered(target) == sha256_file(target)
+    assert read == [target] * 3

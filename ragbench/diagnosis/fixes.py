@@ -7,6 +7,7 @@ no part in the choice.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from ragbench.diagnosis.measures import correctness_of, given_answers
 from ragbench.evaluation.answer_metrics import HOUSE_STYLE, conforms
 from ragbench.evaluation.evaluate import Questions, System
 from ragbench.evaluation.scores import bootstrap_interval
-from ragbench.generation.generate import answer_run, prompts_for, room_for_context
+from ragbench.generation.generate import answer_run, prompts_for, room_for_context, token_counter
+from ragbench.generation.prompts import TokenCount
 from ragbench.retrieval.encoder import Encoder
 from ragbench.retrieval.retrieve import retrieve
 from ragbench.retrieval.runs import Run
@@ -120,9 +122,11 @@ def try_fixes(
     rows = evidence[evidence["stage"].notna()]
     choosing, judging = _halves(rows, base_right)
     settings = cheap_settings(base)
+    # The settings show much the same passages, so most of their lengths are known after the first.
+    count_tokens = cache(token_counter(base.generator))
     runs = {"as it is": trial.run} | {s.name: _run(collection, trial, base, s) for s in settings}
-    whole = {"as it is": _shown_whole(collection, trial.questions, runs["as it is"], base)}
-    whole |= {s.name: _shown_whole(collection, trial.questions, runs[s.name], s.system) for s in settings}
+    whole = {"as it is": _shown_whole(collection, trial.questions, runs["as it is"], base, count_tokens)}
+    whole |= {s.name: _shown_whole(collection, trial.questions, runs[s.name], s.system, count_tokens) for s in settings}
     gains = {s.name: _mean(whole[s.name], choosing) - _mean(whole["as it is"], choosing) for s in settings}
     right = {"as it is": base_right}
     form = {"as it is": _in_format(base_trial, answer_format)}
@@ -174,10 +178,12 @@ def _run(collection: Collection, trial: Trial, base: System, setting: Setting) -
     return retrieve(collection, [query for _, query in each_question(trial.questions)], setting.system.retriever)
 
 
-def _shown_whole(collection: Collection, questions: Questions, run: Run, system: System) -> dict[str, float]:
+def _shown_whole(
+    collection: Collection, questions: Questions, run: Run, system: System, count_tokens: TokenCount
+) -> dict[str, float]:
     """Whether all that each question needs would be shown whole, 0 or 1."""
     asked = list(each_question(questions))
-    prompts = prompts_for(collection, [query for _, query in asked], run, system.generator)
+    prompts = prompts_for(collection, [query for _, query in asked], run, system.generator, count_tokens)
     found: dict[str, float] = {}
     for (split, query), prompt in zip(asked, prompts, strict=True):
         groups = needed_groups(query, gold_of(collection, split, query))
