@@ -126,7 +126,7 @@ def test_joint_training_took_its_steps_and_tells_what_it_did(smoke):
     folder = smoke / "05_end_to_end"
     assert len(pd.read_csv(folder / "training_log.csv")) == 2
     looks = pd.read_csv(folder / "looks.csv")
-    assert looks["step"].tolist() == [0, 1, 2]
+    assert looks["step"].tolist() == [0, 2]
     decision = json.loads((folder / "decision.json").read_text())
     assert (folder / "retriever").is_dir() is (decision["kept"] == "tuned")
     assert "what is retrieved now" in (folder / "report.html").read_text()
@@ -136,11 +136,10 @@ def test_all_systems_are_compared_question_by_question(smoke):
     metrics = json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
     assert list(metrics["systems"]) == ["base", "retriever", "generator", "both", "end_to_end"]
     compared = {(entry["system"], entry["split"], entry["metric"]) for entry in metrics["comparisons"]}
-    assert {
-        ("retriever", "test", "ndcg@10"),
-        ("both", "ood", "ndcg@10"),
-        ("generator", "test", "answer_f1"),
-    } <= compared
+    kept = json.loads((smoke / "03_retriever" / "decision.json").read_text())["kept"] == "tuned"
+    assert ("generator", "test", "answer_f1") in compared
+    # What is retrieved is compared where it can differ.
+    assert (("retriever", "test", "ndcg@10") in compared) is (("both", "ood", "ndcg@10") in compared) is kept
     assert ("end_to_end", "both") in {(entry["system"], entry["baseline"]) for entry in metrics["comparisons"]}
     for entry in metrics["comparisons"]:
         if entry["n"] == metrics["systems"]["base"][entry["split"]][entry["metric"]]["scored"]:
@@ -163,7 +162,7 @@ def test_the_metrics_are_those_of_real_models_on_real_questions(smoke):
     metrics = json.loads((smoke / "06_evaluation" / "metrics.json").read_text())
     values = metrics["systems"]["base"]
     assert set(values) == {"test", "ood"}
-    assert sum(values[split]["refusal"]["n"] for split in values) == 6
+    assert sum(values[split]["refusal"]["n"] for split in values) == 4
     assert all(0 <= entry["mean"] <= 1 for split in values.values() for entry in split.values())
     answers = [json.loads(line) for line in (smoke / "06_evaluation" / "base.answers.jsonl").read_text().splitlines()]
     assert len({answer["answer"] for answer in answers}) > 1

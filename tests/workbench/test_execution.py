@@ -270,7 +270,7 @@ def test_the_line_of_a_stage_says_how_far_the_run_is_and_about_how_long_it_takes
 def test_what_is_left_is_estimated_by_the_pace_so_far():
     half = {stage: USUAL_SECONDS[stage] / 2 for stage in ("01_audit", "02_data_prep")}
     assert _to_go(half, ["04_generator", "06_evaluation"]) == "; about 4 min to go"
-    assert _to_go(half, ["02_data_prep"]) == "; about 12 s to go"
+    assert _to_go(half, ["02_data_prep"]) == "; about 14 s to go"
     assert _to_go(half, []) == ""
 
 
