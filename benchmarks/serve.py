@@ -42,6 +42,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     chosen = arguments(__doc__.splitlines()[0], options)
+    if chosen.loads < 2:
+        raise SystemExit("--loads must be at least 2: the last is with a rollback, and memory is compared before it")
     clients, count = (8, 16) if chosen.quick else (chosen.clients, chosen.questions)
     data = load_collection("pydocs")
     questions = [query.text for query in choose_questions(data, ["train"], count, seed=13)["train"]]

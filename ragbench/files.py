@@ -77,6 +77,10 @@ def sha256_text(*parts: str) -> str:
 def sha256_folder(
     folder: Path, patterns: tuple[str, ...] = ("**/*",), of_file: Callable[[Path], str] = sha256_file
 ) -> str:
-    """Return one SHA-256 over the relative names and the contents of a folder's files that match `patterns`."""
+    """Return one SHA-256 over the relative names and the contents of a folder's files that match `patterns`.
+
+    Args:
+        of_file: how a file's own SHA-256 is had: read each time, or `sha256_remembered`.
+    """
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     return sha256_text(*(part for path in files for part in (path.relative_to(folder).as_posix(), of_file(path))))

@@ -197,10 +197,11 @@ def _tuned_again(decided: Plan, name: str, present: Path, experiment: Experiment
     }[tuned]
     manifest = read_manifest(present)
     system = system_of(present.resolve(), manifest)
+    keeps_retriever, keeps_generator = RETRIEVER not in tuned, GENERATOR not in tuned
     kept: dict[str, str] = {}
-    if RETRIEVER not in tuned:
+    if keeps_retriever:
         kept |= {"retriever_model": system.retriever.model, "retriever_revision": system.retriever.revision}
-    if GENERATOR not in tuned:
+    if keeps_generator:
         kept |= {"generator_model": system.generator.model, "generator_revision": system.generator.revision}
     folder = experiment.run.parent / f"{name}-after-{present.name}-{time.strftime('%Y%m%d')}"
     again = replace(
@@ -212,9 +213,9 @@ def _tuned_again(decided: Plan, name: str, present: Path, experiment: Experiment
     run_experiment(again, decided.stages)
     # One part that was tuned again goes to the gate whatever the verdict, which compares it with the untuned one.
     contents = contents_of(folder, systems[-1] if len(tuned) == 1 else "")
-    inside = (manifest.retriever is not None and manifest.retriever.inside, manifest.generator.inside)
+    copies_retriever = keeps_retriever and manifest.retriever is not None and manifest.retriever.inside
     return replace(
         contents,
-        tuned_retriever=contents.tuned_retriever or (RETRIEVER not in tuned and inside[0]),
-        tuned_generator=contents.tuned_generator or (GENERATOR not in tuned and inside[1]),
+        tuned_retriever=contents.tuned_retriever or copies_retriever,
+        tuned_generator=contents.tuned_generator or (keeps_generator and manifest.generator.inside),
     )

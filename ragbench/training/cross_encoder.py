@@ -36,6 +36,7 @@ def cross_scores(name: str, device: str) -> CrossScores | None:
     version = model_hash(folder)
 
     def score(pairs: list[tuple[str, str]]) -> np.ndarray:
+        """Return the probability that a passage answers a question, for each pair of them."""
         keys = [sha256_text(version, where.split(":")[0], *pair) for pair in pairs]
         present = cache.contains(CACHE, keys)
         waiting = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in present}

@@ -117,6 +117,7 @@ def _too_long(generator: Generator, examples: Sequence[Example]) -> list[str]:
     count_tokens = token_counter(generator)
 
     def fault(example: Example) -> str:
+        """Say what is too long for the generator; nothing if all fits."""
         tokens = count_tokens(example.completion) + 1
         if tokens > generator.max_new_tokens:
             return f"answer and end take {tokens} tokens; generator_max_new_tokens is {generator.max_new_tokens}"

@@ -246,6 +246,7 @@ def _specific(text: str, common: frozenset[str]) -> set[str]:
 
 def _malformed(candidates: Sequence[Candidate]) -> list[str]:
     def detail(text: str) -> str:
+        """Say what keeps a text from being one question; nothing if it is one."""
         marks, length = len(_MARK.findall(text)), len(text.split())
         if marks != 1:
             return f"{marks} questions"
@@ -264,6 +265,7 @@ def _names_nothing(common: frozenset[str], candidates: Sequence[Candidate]) -> l
 
 def _gives_away(common: frozenset[str], known: dict[str, Passage], candidates: Sequence[Candidate]) -> list[str]:
     def detail(candidate: Candidate) -> str:
+        """Say what a question gives away of its passage; nothing if it is fair."""
         passage = known[candidate.passage_id]
         asked, told = words(candidate.text), words(passage.full_text)
         match = difflib.SequenceMatcher(None, asked, told, autojunk=False).find_longest_match()

@@ -53,7 +53,10 @@ def declared_in(path: Path) -> dict[str, Parameter]:
     except FileNotFoundError as error:
         raise RagbenchError(f"The notebook {path} is missing.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RagbenchError(f"{path} is not a readable notebook ({type(error).__name__}: {error}).") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise RagbenchError(
+            f"{path} is not a readable notebook ({reason}). Save it anew from JupyterLab, or restore it."
+        ) from error
     if len(cells) != 1:
         raise RagbenchError(f"{path}: expected one cell tagged '{TAG}', found {len(cells)}.")
     try:

@@ -113,11 +113,17 @@ def test_a_name_that_one_cell_declares_twice_is_an_error(tmp_path):
         declared_in(path)
 
 
-def test_a_notebook_that_is_missing_or_no_notebook_is_named(tmp_path):
+def test_a_notebook_that_is_missing_is_named(tmp_path):
     with pytest.raises(RagbenchError, match=r"gone\.ipynb is missing"):
         declared_in(tmp_path / "gone.ipynb")
-    (tmp_path / "text.ipynb").write_text("hello")
-    with pytest.raises(RagbenchError, match=r"text\.ipynb is not a readable notebook"):
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"\xff", b"[]", b"{}", b'{"cells": [1]}', b'{"cells": [{"metadata": []}]}']
+)
+def test_what_is_no_notebook_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "text.ipynb").write_bytes(content)
+    with pytest.raises(RagbenchError, match=r"text\.ipynb is not a readable notebook .*restore it"):
         declared_in(tmp_path / "text.ipynb")
 
 
