@@ -24,7 +24,8 @@ from ragbench.retrieval.encoder import Encoder, encode
 ALPHA = 0.05
 FEWEST = 20
 """Questions that both periods need."""
-SHUFFLES = 999
+SHUFFLES = 9_999
+"""So many that a p-value near the bound, divided by the number of signals, is not decided by chance."""
 FOLDS = 5
 CHANCE = 0.5
 _RESAMPLES = 1000
@@ -73,6 +74,8 @@ def query_drift(
             raise RagbenchError(f"The {name} period has {len(entries)} questions; {FEWEST} are needed to see a drift.")
         if any(entry.question is None for entry in entries):
             raise RagbenchError(f"The log kept no text in the {name} period: compare only score_drift.")
+    # In which order concurrent questions were answered is chance, and must not decide about folds and shuffles.
+    before, after = (sorted(entries, key=lambda entry: entry.question or "") for entries in (before, after))
     texts = [[entry.question or "" for entry in entries] for entries in (before, after)]
     vectors = [encode(encoder, each, "query", keep=False) for each in texts]
     vocabulary = _vocabulary(collection)

@@ -63,6 +63,13 @@ def test_other_questions_are_an_alarm_and_the_same_kind_is_not(kitchen, encoder)
     assert not loud["grounding"].alarm
 
 
+def test_the_order_in_which_questions_were_answered_changes_nothing(kitchen, encoder):
+    one, other = entries(COOKING, n=24), entries(COOKING[:2] + TRAVEL[:1], seed=1, n=24)
+    again = query_drift(one[::-1], other[::-1], kitchen, encoder)
+    for before, after in zip(query_drift(one, other, kitchen, encoder), again, strict=True):
+        assert after.p_value == before.p_value and after.effect == pytest.approx(before.effect, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "falls"),
     [
