@@ -1,4 +1,4 @@
-"""What the contexts of the generator's examples do: one training for each way of making them, judged on dev as in use.
+"""What the generator's examples do: one training for each way of making or weighing them, judged on dev as in use.
 
 Judged are all systems on the same questions of dev and ood with the passages that the retriever finds, three to a
 prompt. The collection's test split is not touched. Finished trainings are kept in the cache folder, so what was
@@ -24,13 +24,14 @@ from ragbench.training.answering import Exam
 from ragbench.training.examples import Mix
 from ragbench.training.generator import fine_tune
 
-MIXES = {
-    "default": Mix(contexts=3),
-    "best first": Mix(contexts=3, shuffle=False),
-    "gold alone": Mix(contexts=1),
-    "five passages": Mix(contexts=5),
-    "a tenth without gold": Mix(contexts=3, without_gold=0.1),
-    "a fifth without gold": Mix(contexts=3, without_gold=0.2),
+VARIANTS = {
+    "default": (Mix(contexts=3), RECIPE),
+    "best first": (Mix(contexts=3, shuffle=False), RECIPE),
+    "gold alone": (Mix(contexts=1), RECIPE),
+    "five passages": (Mix(contexts=5), RECIPE),
+    "a tenth without gold": (Mix(contexts=3, without_gold=0.1), RECIPE),
+    "a fifth without gold": (Mix(contexts=3, without_gold=0.2), RECIPE),
+    "refusals in full": (Mix(contexts=3), replace(RECIPE, refusal_weight=1.0)),
 }
 MEASURES = ("answer_f1", "refusal", "citation_precision", "format")
 
@@ -39,7 +40,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", default="pydocs", help="a collection with train and dev")
     parser.add_argument("--questions", type=int, default=0, help="train questions; 0 for all")
     parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--mixes", nargs="+", default=list(MIXES), choices=list(MIXES))
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--answer-format", default=HOUSE_STYLE)
     parser.add_argument("--seed", type=int, default=0)
 
@@ -51,11 +52,12 @@ def main() -> None:
     asked = choose_questions(data, [split for split in ("dev", "ood") if split in data.qrels], limit, chosen.seed)
     encoder = open_encoder("all-MiniLM-L6-v2", device=DEVICE)
     systems, seconds, tables = {"base": GENERATOR}, {"base": 0.0}, []
-    for name in chosen.mixes:
-        mix = replace(MIXES[name], seed=chosen.seed)
+    for name in chosen.variants:
+        mix, recipe = VARIANTS[name]
+        mix = replace(mix, seed=chosen.seed)
         train, dev = (examples(data, split, questions, mix, retriever, chosen.seed) for split in ("train", "dev"))
         exam = Exam(dev.select(range(min(len(dev), 24))), GENERATOR.max_new_tokens, chosen.answer_format)
-        tuned = fine_tune(RECIPE, settings("unused", num_train_epochs=chosen.epochs, seed=chosen.seed), train, exam)
+        tuned = fine_tune(recipe, settings("unused", num_train_epochs=chosen.epochs, seed=chosen.seed), train, exam)
         systems[name] = replace(GENERATOR, model=str(tuned.folder))
         seconds[name] = tuned.seconds
     for name, each in systems.items():
@@ -67,17 +69,17 @@ def main() -> None:
 
 
 def _rows(name: str, scores: pd.DataFrame, seconds: float, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row a split: the means, and for answer F1 the difference to the first mix with its interval."""
+    """Return a row a split: the means, and for answer F1 the difference to the first variant with its interval."""
     against = {
-        (c.split, c.metric): c for c in compare(scores, chosen.mixes[0], name, seed=chosen.seed)
-    } if name != chosen.mixes[0] else {}  # fmt: skip
+        (c.split, c.metric): c for c in compare(scores, chosen.variants[0], name, seed=chosen.seed)
+    } if name != chosen.variants[0] else {}  # fmt: skip
     rows = []
     for split, part in scores[scores["system"] == name].groupby("split", sort=False):
         means = part.groupby("metric")["value"].mean()
         row = {"variant": name, "split": split, **{each: float(means[each]) for each in MEASURES}, "seconds": seconds}
         found = against.get((str(split), "answer_f1"))
         if found is not None and found.ci:
-            row["F1 against the first mix"] = f"{found.difference:+.3f} [{found.ci[0]:+.3f}, {found.ci[1]:+.3f}]"
+            row["F1 against the first variant"] = f"{found.difference:+.3f} [{found.ci[0]:+.3f}, {found.ci[1]:+.3f}]"
         rows.append(row)
     return rows
 

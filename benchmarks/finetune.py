@@ -46,7 +46,7 @@ MODEL = "SmolLM2-135M-Instruct"
 DEVICE = choose_device()
 RETRIEVER = Retriever(method="bm25")
 GENERATOR = Generator(model=MODEL, contexts=3, max_context_tokens=512, device=DEVICE)
-RECIPE = Recipe(MODEL, depth=0.5, device=DEVICE)
+RECIPE = Recipe(MODEL, depth=0.5, refusal_weight=0.25, device=DEVICE)
 BATCH, ROWS, RATE, EPOCHS = 8, 2, 1e-3, 2.0
 ANSWERS = "[\\s\\S]*"  # these collections have no house style
 
@@ -169,7 +169,7 @@ def our_trainer(train: Dataset, dev: Dataset, steps: int, rank: int, seed: int, 
         args=settings(
             folder, max_steps=steps, eval_strategy="no", save_strategy="no", load_best_model_at_end=False, seed=seed
         ),
-        train_dataset=answer_rows(train, tokenizer, ends, None),
+        train_dataset=answer_rows(train, tokenizer, ends, None, RECIPE.refusal_weight),
         eval_dataset=answer_rows(dev, tokenizer, ends, None),
         data_collator=padding(tokenizer.pad_token_id),
         processing_class=tokenizer,

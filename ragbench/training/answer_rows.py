@@ -7,17 +7,29 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ragbench.errors import RagbenchError
+from ragbench.evaluation.answer_metrics import refuses
 from ragbench.generation.local import render, render_answer
 
 IGNORED = -100
 """The label of a token that no loss is taken of."""
-_FEATURES = Features({"input_ids": List(Value("int64")), "labels": List(Value("int64")), "query_id": Value("string")})
+_FEATURES = Features(
+    {
+        "input_ids": List(Value("int64")),
+        "labels": List(Value("int64")),
+        "query_id": Value("string"),
+        "weight": Value("float32"),
+    }
+)
 
 
 def answer_rows(
-    examples: Iterable[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], longest: int | None
+    examples: Iterable[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    longest: int | None,
+    refusal_weight: float = 1.0,
 ) -> Dataset:
-    """Return columns input_ids, labels (`IGNORED` on the prompt) and query_id, a row an example.
+    """Return columns input_ids, labels (`IGNORED` on the prompt), query_id and weight, a row an example.
 
     The prompt's tokens are those that `generation.local` answers. The answer ends as an assistant's turn does in the
     model's chat template, and always with a token at which decoding stops.
@@ -26,6 +38,7 @@ def answer_rows(
         examples: with the columns of `training.examples.FEATURES`.
         ends: the tokens at which decoding stops.
         longest: tokens that the model can read, prompt and answer together; None if that is not known.
+        refusal_weight: weight of the examples that expect a refusal; that of the others is 1.
 
     Raises:
         RagbenchError: an example has an empty answer or is too long, or there is no end token.
@@ -36,6 +49,7 @@ def answer_rows(
         rows["input_ids"].append(prompt + answer)
         rows["labels"].append([IGNORED] * len(prompt) + answer)
         rows["query_id"].append(example["query_id"])
+        rows["weight"].append(refusal_weight if refuses(example["completion"][-1]["content"]) else 1.0)
     return Dataset.from_dict(rows, features=_FEATURES)
 
 

@@ -14,16 +14,17 @@ from ragbench.training.answer_rows import IGNORED
 from ragbench.training.answering import Exam, measure
 from ragbench.training.generator_model import plain_model
 
-_ROWS = "rows"
+_ROWS, _WEIGHTS = "rows", "weights"
 
 
 def padding(token: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """Return the library's collator, padding with `token`, which also names the queries of a batch's rows."""
+    """Return the library's collator, padding with `token`, which also tells the rows' weights and queries."""
     pad = DataCollatorForLanguageModeling(pad_token_id=token)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = pad([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
-        return {**batch, _ROWS: [row["query_id"] for row in rows]}
+        weights = torch.tensor([row["weight"] for row in rows])
+        return {**batch, _WEIGHTS: weights, _ROWS: [row["query_id"] for row in rows]}
 
     return collate
 
@@ -42,13 +43,16 @@ class AnswerTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean negative log-likelihood of the answers' tokens. Outputs are not to be had, and not asked for.
+        """Return the mean negative log-likelihood of the answers' tokens, times the weights of their rows.
+
+        Outputs are not to be had, and not asked for.
 
         Raises:
             RagbenchError: it is not finite.
         """
         tokens = (inputs["labels"][:, 1:] != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = -label_log_likelihoods(model, inputs["input_ids"], inputs["labels"]).sum() / tokens
+        likelihoods = label_log_likelihoods(model, inputs["input_ids"], inputs["labels"])
+        loss = -(inputs[_WEIGHTS] * likelihoods).sum() / tokens
         if model.training and not math.isfinite(float(loss.detach())):
             raise RagbenchError(
                 f"The loss was no number at step {self.state.global_step + 1} of {self.state.max_steps}, with learning "

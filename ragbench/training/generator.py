@@ -127,12 +127,14 @@ def fine_tune(recipe: Recipe, arguments: SFTConfig, examples: Dataset, exam: Exa
         patience: stop after so many evaluations without a new best; 0 trains to the end.
 
     Raises:
-        RagbenchError: there are no examples or none of dev, one cannot be used, the method or a target layer is
-            unknown, the model cannot be had, or the loss was no number.
+        RagbenchError: there are no examples or none of dev, one cannot be used, the weight of refusals is negative, the
+            method or a target layer is unknown, the model cannot be had, or the loss was no number.
     """
     if not len(examples) or not len(exam.examples):
         what = "to train the generator on" if not len(examples) else "of dev to choose the generator by"
         raise RagbenchError(f"There are no examples {what}. See what 02_data_prep rejected, and why.")
+    if recipe.refusal_weight < 0:
+        raise RagbenchError(f"generator_refusal_weight is {recipe.refusal_weight:g}; it must be 0 or more.")
     base = resolve_model(recipe.model, recipe.revision)
     folder = cache_folder() / STORE / _key(recipe, base, arguments, examples, exam, patience)[:32]
     if not (folder / RECORD).is_file():
@@ -164,7 +166,8 @@ def _train(
     network = open_for_training(recipe, base, arguments.seed)
     before = trained_weights(network)
     ends, longest = end_tokens(plain_model(network), tokenizer), longest_input(recipe.model, recipe.revision)
-    rows, dev = (answer_rows(each, tokenizer, ends, longest) for each in (examples, exam.examples))
+    rows = answer_rows(examples, tokenizer, ends, longest, recipe.refusal_weight)
+    dev = answer_rows(exam.examples, tokenizer, ends, longest)
     trainer = AnswerTrainer(
         model=network,
         args=arguments,

@@ -30,6 +30,7 @@ class Recipe:
         targets: names of the layers that get an adapter; ``all-linear`` for all but the output layer.
         depth: share of the blocks, from the top, whose layers get one. Below the lowest of them nothing has to be
             computed backward, and nothing kept for it.
+        refusal_weight: of the examples that expect a refusal, in the loss; that of the others is 1.
         device, dtype: see `ragbench.devices`; what is trained is in float32 whatever the dtype.
     """
 
@@ -41,6 +42,7 @@ class Recipe:
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)
     depth: float = 1.0
+    refusal_weight: float = 1.0
     device: str = "auto"
     dtype: str = "auto"
 

@@ -101,6 +101,41 @@ def test_the_loss_of_answers_is_the_librarys_with_its_padding_masked_and_all_log
     assert torch.allclose(gradient, expected, atol=tolerance)
 
 
+def test_refusals_count_by_their_weight(tiny_generator, own_cache):
+    mixed = dataset([example(0), refused(1), example(2), refused(3)])
+    weighed = {
+        weight: tune(tiny_generator, mixed, changed=short(max_steps=1, eval_steps=1), refusal_weight=weight)
+        for weight in (0.0, 0.5, 1.0)
+    }
+    loss = {weight: tuned.log["loss"].dropna().iloc[0] for weight, tuned in weighed.items()}
+    assert 0.1 < loss[0.0] < loss[1.0] - 0.1
+    assert loss[0.5] == pytest.approx((loss[0.0] + loss[1.0]) / 2, rel=1e-5)
+
+
+def test_a_weight_below_nothing_is_refused(tiny_generator, own_cache):
+    with pytest.raises(RagbenchError, match=r"generator_refusal_weight is -0.5; .* 0 or more"):
+        tune(tiny_generator, refusal_weight=-0.5)
+
+
+def test_refusals_of_less_weight_are_learned_to_be_rarer(tiny_generator, own_cache):
+    # Nothing in the prompts tells which is to be refused, so what can be learned is how often: one time in four.
+    mixed = dataset([refused(0) if number % 4 == 0 else example(0) for number in range(24)])
+    at_the_end = arguments(per_device_train_batch_size=24, num_train_epochs=60, eval_steps=60, save_steps=60)
+    probability = {}
+    for weight in (1.0, 0.25):
+        tuned = tune(tiny_generator, mixed, changed=at_the_end, method="full", refusal_weight=weight)
+        network = AutoModelForCausalLM.from_pretrained(tuned.folder)
+        tokenizer = AutoTokenizer.from_pretrained(tuned.folder)
+        [row] = answer_rows([refused(0)], tokenizer, [tokenizer.eos_token_id], None)
+        labels = torch.tensor([row["labels"]])
+        labels[:, (labels != IGNORED).nonzero()[0, 1] + 1 :] = IGNORED  # the first word decides whether it refuses
+        with torch.inference_mode():
+            probability[weight] = float(label_log_likelihoods(network, torch.tensor([row["input_ids"]]), labels).exp())
+    # A quarter of the weight makes odds of 1 to 3 odds of 1 to 12.
+    assert probability[1.0] == pytest.approx(1 / 4, abs=0.08)
+    assert probability[0.25] == pytest.approx(1 / 13, abs=0.04)
+
+
 def test_rows_that_are_computed_apart_make_the_same_steps(tiny_generator, own_cache):
     whole = tune(tiny_generator, changed=short())
     parted = tune(tiny_generator, changed=short(per_device_train_batch_size=2, gradient_accumulation_steps=2))
