@@ -75,8 +75,7 @@ def query_drift(
         if any(entry.question is None for entry in entries):
             raise RagbenchError(f"The log kept no text in the {name} period: compare only score_drift.")
     # In which order concurrent questions were answered is chance, and must not decide about folds and shuffles.
-    before, after = (sorted(entries, key=lambda entry: entry.question or "") for entries in (before, after))
-    texts = [[entry.question or "" for entry in entries] for entries in (before, after)]
+    texts = [sorted(entry.question or "" for entry in entries) for entries in (before, after)]
     vectors = [encode(encoder, each, "query", keep=False) for each in texts]
     vocabulary = _vocabulary(collection)
     unknown = [np.array([_unknown(text, vocabulary) for text in each]) for each in texts]
@@ -195,6 +194,7 @@ def _discrepancy(kernel: np.ndarray, first: np.ndarray) -> float:
 
 
 def _means(name: str, before: np.ndarray, after: np.ndarray, seed: int) -> Signal:
+    before, after = np.sort(before), np.sort(after)  # the log's order is to decide nothing
     if np.ptp(np.concatenate([before, after])) == 0:
         p_value = 1.0
     else:

@@ -65,9 +65,14 @@ def test_other_questions_are_an_alarm_and_the_same_kind_is_not(kitchen, encoder)
 
 def test_the_order_in_which_questions_were_answered_changes_nothing(kitchen, encoder):
     one, other = entries(COOKING, n=24), entries(COOKING[:2] + TRAVEL[:1], seed=1, n=24)
-    again = query_drift(one[::-1], other[::-1], kitchen, encoder)
-    for before, after in zip(query_drift(one, other, kitchen, encoder), again, strict=True):
-        assert after.p_value == before.p_value and after.effect == pytest.approx(before.effect, abs=1e-6)
+    turned = one[::-1], other[::-1]
+    for found, again in (
+        (query_drift(one, other, kitchen, encoder), query_drift(*turned, kitchen, encoder)),
+        (score_drift(one, other), score_drift(*turned)),
+    ):
+        for before, after in zip(found, again, strict=True):
+            assert (after.p_value, after.interval) == (before.p_value, pytest.approx(before.interval, abs=1e-6))
+            assert after.effect == pytest.approx(before.effect, abs=1e-6)
 
 
 @pytest.mark.parametrize(
