@@ -64,12 +64,19 @@ def main() -> None:
         system = System(name, retriever, each)
         tables.append(evaluate(system, data, asked, encoder=encoder, answer_format=chosen.answer_format).scores)
     scores = pd.concat(tables, ignore_index=True)
-    rows = [row for name in systems for row in _rows(name, scores, seconds[name], chosen)]
+    able = {query.id for queries in asked.values() for query in queries if query.answerable}
+    rows = [row for name in systems for row in _rows(name, scores, able, seconds[name], chosen)]
     finish(Path(__file__).stem, chosen, rows, [])
 
 
-def _rows(name: str, scores: pd.DataFrame, seconds: float, chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row a split: the means, and for answer F1 the difference to the first variant with its interval."""
+def _rows(
+    name: str, scores: pd.DataFrame, able: set[str], seconds: float, chosen: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return a row a split: the means, how many were refused, and answer F1's difference to the first variant.
+
+    Args:
+        able: the questions that can be answered.
+    """
     against = {
         (c.split, c.metric): c for c in compare(scores, chosen.variants[0], name, seed=chosen.seed)
     } if name != chosen.variants[0] else {}  # fmt: skip
@@ -77,6 +84,10 @@ def _rows(name: str, scores: pd.DataFrame, seconds: float, chosen: argparse.Name
     for split, part in scores[scores["system"] == name].groupby("split", sort=False):
         means = part.groupby("metric")["value"].mean()
         row = {"variant": name, "split": split, **{each: float(means[each]) for each in MEASURES}, "seconds": seconds}
+        right = part[part["metric"] == "refusal"].set_index("query_id")["value"]
+        wrongly, rightly = right[right.index.isin(able)].eq(0), right[~right.index.isin(able)].eq(1)
+        row["refused wrongly"] = f"{wrongly.sum()} of {len(wrongly)}"
+        row["refused rightly"] = f"{rightly.sum()} of {len(rightly)}"
         found = against.get((str(split), "answer_f1"))
         if found is not None and found.ci:
             row["F1 against the first variant"] = f"{found.difference:+.3f} [{found.ci[0]:+.3f}, {found.ci[1]:+.3f}]"
