@@ -1,5 +1,6 @@
 """The audit of several systems on the same questions: which signs went away, and where the error comes from now."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,8 +92,8 @@ def signs_table(examined: Sequence[Examined]) -> pd.DataFrame:
 
 
 def _in_words(sign: Sign) -> str:
-    if sign.n == 0:
-        return sign.state
+    if math.isnan(sign.rate):
+        return f"{sign.state}: too few questions, n = {sign.n}"
     return f"{sign.state}: {sign.rate:.2f} [{sign.low:.2f}, {sign.high:.2f}], n = {sign.n}"
 
 

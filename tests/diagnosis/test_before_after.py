@@ -50,12 +50,13 @@ def test_nothing_to_see_before_or_after_is_said():
     assert what_became([healthy, healthy]) == ["base shows no sign, and none appeared."]
 
 
-def test_the_table_has_a_row_a_sign_and_a_column_a_system():
-    unseen = examined("both", sign("lies", "unknown", float("nan"), 0), *BASE.diagnosis.signs[1:])
+@pytest.mark.parametrize("n", [0, 5])
+def test_the_table_has_a_row_a_sign_and_a_column_a_system(n):
+    unseen = examined("both", sign("lies", "unknown", float("nan"), n), *BASE.diagnosis.signs[1:])
     table = signs_table([BASE, unseen])
     assert table["sign"].tolist() == ["Lies", "Rambles", "Dodges"]
     assert table["base"][0] == "present: 0.50 [0.40, 0.60], n = 20"
-    assert table["both"][0] == "unknown"
+    assert table["both"][0] == f"unknown: too few questions, n = {n}"
 
 
 def test_the_error_of_each_system_stands_in_its_column():
